@@ -1,0 +1,224 @@
+"""Corpora: where the tokens come from, how validation is split off, and a hash that any machine can check."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from muonlab.data import tokenizer
+from muonlab.data.shards import read_shard
+from muonlab.data.tokenizer import Tokens
+from muonlab.errors import InputError
+
+Document = tuple[str, bytes]  # a name that does not depend on the machine, and the content
+
+_SPLIT_BY_DOCUMENT = 20  # with fewer documents than this, validation is the tail of the text instead
+_SHARD_SAMPLE = 1 << 20  # bytes of a shard's start and end that go into its hash: whole shards take minutes
+
+
+class DataConfig(BaseModel):
+    """Which text or tokens to train on, and what is held out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Literal["stdlib", "text", "jsonl", "bin"] = Field(
+        "stdlib", description="stdlib: the .py files of the running Python; text, jsonl: your files; bin: token shards"
+    )
+    files: tuple[str, ...] = Field((), description="paths or globs, relative to the working directory")
+    validation_files: tuple[str, ...] = Field((), description="held-out files; default: a fixed split of `files`")
+    validation_fraction: float = Field(0.05, gt=0, lt=1, description="share held out where no validation_files are named")
+    text_key: str = Field("text", description="jsonl: the key of each row's text")
+
+    @model_validator(mode="after")
+    def _files_fit(self) -> DataConfig:
+        if (self.source == "stdlib") != (not self.files):
+            wanted = "no files for source 'stdlib'" if self.files else f"files for source {self.source!r}"
+            raise ValueError(f"expected {wanted}, got files = {list(self.files)}")
+        if self.source == "stdlib" and self.validation_files:
+            raise ValueError("source 'stdlib' has a fixed split: remove validation_files")
+        return self
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """train and validation: lists of token arrays (N,) uint16; a window never crosses from one array to the next."""
+
+    train: list[Tokens]
+    validation: list[Tokens]
+    vocab_size: int
+    provenance: dict[str, Any]  # source, sha256, split, tokens
+
+
+def load(config: DataConfig) -> Corpus:
+    """Reads and tokenizes what `config` names. Raises InputError for missing, empty or malformed files."""
+    if config.source == "bin":
+        return _load_shards(config)
+    documents = list(_documents(config, config.files))
+    held_out = list(_documents(config, config.validation_files)) if config.validation_files else None
+    digest = _digest(documents + (held_out or []))
+    if held_out is not None:
+        train, validation, split = _encode(documents), _encode(held_out), "by files"
+    else:
+        train, validation, split = _split(documents, config)
+    if not len(train) or not len(validation):
+        raise InputError(f"data: the corpus is empty ({', '.join(config.files)}): name files with text in them")
+    provenance = {
+        "source": config.source,
+        "sha256": digest,
+        "split": split,
+        "documents": len(documents) + len(held_out or []),
+        "train_tokens": len(train),
+        "validation_tokens": len(validation),
+    }
+    return Corpus([train], [validation], tokenizer.VOCAB_SIZE, provenance)
+
+
+def expand(patterns: tuple[str, ...]) -> list[Path]:
+    """The files that paths and globs name, sorted, each once. Raises InputError for a pattern without a file."""
+    found: set[Path] = set()
+    for pattern in patterns:
+        matched = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]
+        if not matched:
+            raise InputError(f"data: no file matches {pattern!r} in {Path.cwd().name!r} (paths are relative to the working directory)")
+        found.update(matched)
+    return sorted(found)
+
+
+# -- documents ------------------------------------------------------------------------------------------------------
+
+
+def _documents(config: DataConfig, patterns: tuple[str, ...]) -> Iterator[Document]:
+    if config.source == "stdlib":
+        yield from standard_library()
+    for path in expand(patterns) if patterns else []:
+        try:
+            if config.source == "jsonl":
+                yield from _jsonl(path, config.text_key)
+            elif content := path.read_bytes():
+                yield path.name, content
+        except OSError as error:
+            raise InputError(f"data: cannot read {path}: {error.strerror}") from None
+
+
+def standard_library() -> Iterator[Document]:
+    """The .py files of the running Python's standard library, sorted by path.
+
+    Left out, so that equal Python versions give equal text on every machine: installed packages, the test suites (not
+    everybody ships them), and files that a build or a distribution writes.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
+        relative = path.relative_to(root)
+        foreign = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"} & set(relative.parts)
+        generated = relative.name.startswith(("_sysconfigdata", "sitecustomize", "usercustomize"))
+        if foreign or generated or relative.parts[0].startswith("config-"):
+            continue
+        yield relative.as_posix(), path.read_bytes()
+
+
+def _jsonl(path: Path, key: str) -> Iterator[Document]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"data: {path}, line {number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{where}: not JSON ({error})") from None
+            if not isinstance(row, dict) or key not in row:
+                there = f"keys {sorted(row)}" if isinstance(row, dict) else type(row).__name__
+                raise InputError(f"{where}: expected an object with key {key!r}, got {there}; set data.text_key")
+            if not isinstance(row[key], str):
+                raise InputError(f"{where}: expected text in {key!r}, got {type(row[key]).__name__}")
+            if row[key]:
+                yield f"{path.name}:{number}", row[key].encode("utf-8", "surrogatepass")
+
+
+# -- split and hash -------------------------------------------------------------------------------------------------
+
+
+def _split(documents: list[Document], config: DataConfig) -> tuple[Tokens, Tokens, str]:
+    """Holds out whole documents, chosen by a hash of their name (stdlib) or content: equal texts never land on both sides."""
+    held: list[bool] = []
+    for name, content in documents:
+        key = name.encode() if config.source == "stdlib" else content
+        held.append(int.from_bytes(hashlib.sha256(key).digest()[:4], "big") < config.validation_fraction * 2**32)
+    if len(documents) >= _SPLIT_BY_DOCUMENT and any(held) and not all(held):
+        train = [d for d, h in zip(documents, held) if not h]
+        return _encode(train), _encode([d for d, h in zip(documents, held) if h]), "by document hash"
+    tokens = _encode(documents)
+    cut = round(len(tokens) * (1 - config.validation_fraction))
+    return tokens[:cut], tokens[cut:], "tail"
+
+
+def _encode(documents: list[Document]) -> Tokens:
+    return np.concatenate([tokenizer.encode(content) for _, content in documents] or [np.empty(0, np.uint16)])
+
+
+def _digest(documents: list[Document]) -> str:
+    total = hashlib.sha256()
+    for name, content in documents:
+        total.update(f"{name}\0{len(content)}\0".encode())
+        total.update(content)
+    return total.hexdigest()
+
+
+# -- shards ---------------------------------------------------------------------------------------------------------
+
+
+def _load_shards(config: DataConfig) -> Corpus:
+    paths = expand(config.files)
+    train = [read_shard(path) for path in paths]
+    if config.validation_files:
+        held_paths = expand(config.validation_files)
+        validation, split = [read_shard(path) for path in held_paths], "by files"
+    else:
+        total = sum(map(len, train))
+        train, validation = _cut_tail(train, round(total * (1 - config.validation_fraction)))
+        held_paths, split = [], "tail"
+    counts = sum(map(len, train)), sum(map(len, validation))
+    if not all(counts):
+        raise InputError(f"data: the corpus is empty ({', '.join(config.files)}): name shards with tokens in them")
+    provenance = {
+        "source": "bin",
+        "sha256": _shard_digest(paths + held_paths),
+        "sha256_of": "names, sizes, first and last MiB of each shard",
+        "split": split,
+        "documents": len(paths) + len(held_paths),
+        "train_tokens": counts[0],
+        "validation_tokens": counts[1],
+    }
+    return Corpus(train, validation, 2**16, provenance)
+
+
+def _cut_tail(segments: list[Tokens], keep: int) -> tuple[list[Tokens], list[Tokens]]:
+    head: list[Tokens] = []
+    tail: list[Tokens] = []
+    for segment in segments:
+        here = max(0, min(len(segment), keep))
+        keep -= here
+        head += [segment[:here]] if here else []
+        tail += [segment[here:]] if here < len(segment) else []
+    return head, tail
+
+
+def _shard_digest(paths: list[Path]) -> str:
+    total = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        total.update(f"{path.name}\0{size}\0".encode())
+        with open(path, "rb") as file:
+            total.update(file.read(_SHARD_SAMPLE))
+            file.seek(max(0, size - _SHARD_SAMPLE))
+            total.update(file.read())
+    return total.hexdigest()

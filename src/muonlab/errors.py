@@ -1,0 +1,34 @@
+"""How things end that do not end well. The command line prints the message, without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """What a user can put right: exit code 2. What was expected, what came, what to do; one line for each problem, all of a
+    file's problems at once."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?' with the nearest known name, or a list of them all."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+class RunError(Exception):
+    """A run that could not go on through no fault of its input (a full disk, say): exit code 1."""
+
+
+class Interrupted(Exception):
+    """A run that was asked to stop by a signal, after it has saved itself: exit code 128 + signal."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum

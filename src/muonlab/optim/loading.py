@@ -1,0 +1,109 @@
+"""Matching a saved state dict to an optimizer: by parameter name where both have names, else by position."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from muonlab.optim.stacks import at
+
+if TYPE_CHECKING:
+    from muonlab.optim.optimizer import Optimizer
+
+_PER_PARAMETER = ("lr_mul", "wd_mul")  # group keys that may be lists with one value per parameter
+_NOT_COPIED = ("params", "param_names", *_PER_PARAMETER)
+
+
+def match(optimizer: Optimizer, state_dict: dict[str, Any]) -> tuple[dict[Tensor, Any], list[dict[str, Any]]]:
+    """(state per parameter, new keys per group) for `optimizer`; nothing is changed. ValueError where it cannot fit."""
+    saved_groups = state_dict["param_groups"]
+    ours, theirs = _names(optimizer.param_groups), _names(saved_groups)
+    if ours is not None and theirs is not None:
+        found = _by_name(ours, theirs, saved_groups)
+    else:
+        found = _by_position(optimizer.param_groups, saved_groups)
+    state: dict[Tensor, Any] = {}
+    new_groups: list[dict[str, Any]] = []
+    places = iter(found)
+    for group in optimizer.param_groups:
+        sources = [next(places) for _ in group["params"]]  # (index in the file, saved group, place in it)
+        new = _merge([saved for _, saved, _ in sources], group)
+        for key in _PER_PARAMETER:
+            values = [at(saved.get(key, 1.0), place) for _, saved, place in sources]
+            new[key] = values[0] if len(set(values)) == 1 else values
+        new_groups.append(new)
+        rule = optimizer.rule_of({**group, **new})
+        for p, (index, _, _) in zip(group["params"], sources, strict=True):
+            entry = state_dict["state"].get(index)
+            if entry:
+                state[p] = _checked(optimizer, p, rule, entry)
+    return state, new_groups
+
+
+def _names(groups: list[dict[str, Any]]) -> list[str] | None:
+    if not all("param_names" in group for group in groups):
+        return None
+    return list(chain.from_iterable(group["param_names"] for group in groups))
+
+
+def _places(groups: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any], int]]:
+    return [(index, group, j) for group in groups for j, index in enumerate(group["params"])]
+
+
+def _by_name(ours: list[str], theirs: list[str], saved_groups: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any], int]]:
+    if set(ours) != set(theirs):
+        missing, extra = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+        raise ValueError(
+            f"state dict does not fit the parameters: {len(missing)} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}. "
+            "Load it into an optimizer of the same model."
+        )
+    by_name = dict(zip(theirs, _places(saved_groups), strict=True))
+    return [by_name[name] for name in ours]
+
+
+def _by_position(groups: list[dict[str, Any]], saved_groups: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any], int]]:
+    sizes, saved_sizes = [len(g["params"]) for g in groups], [len(g["params"]) for g in saved_groups]
+    if sizes != saved_sizes:
+        raise ValueError(
+            f"state dict has groups of {saved_sizes} parameters, the optimizer of {sizes}. Without parameter names "
+            "both need the same groups in the same order; pass model.named_parameters() to be independent of order."
+        )
+    return _places(saved_groups)
+
+
+def _merge(saved_groups: list[dict[str, Any]], group: dict[str, Any]) -> dict[str, Any]:
+    """The scalars for one of our groups: those of the saved groups that its parameters were in, which must agree."""
+    merged: dict[str, Any] = {}
+    for saved in saved_groups:
+        for key, value in saved.items():
+            if key in _NOT_COPIED:
+                continue
+            value = tuple(value) if isinstance(value, list) else value
+            if key in merged and merged[key] != value:
+                names = group.get("param_names", ["?"])
+                raise ValueError(
+                    f"parameters of one group ({names[0]} ...) were saved in groups with different {key}: "
+                    f"{merged[key]} and {value}. Give them groups of their own."
+                )
+            merged[key] = value
+    return merged
+
+
+def _checked(optimizer: Optimizer, p: Tensor, rule: Any, entry: dict[str, Any]) -> dict[str, Tensor]:
+    shape = optimizer._spec(p).view(p).shape if rule.matrices else p.shape
+    expected = {k: v.shape[1:] for k, v in rule.init(torch.empty(1, *shape, device="meta")).items()}
+    got = {k: v.shape for k, v in entry.items() if isinstance(v, Tensor)}
+    if expected != got:
+        raise ValueError(
+            f"state of a parameter of shape {tuple(p.shape)}: expected {_text(expected)}, got {_text(got)}. "
+            f"It was saved by another rule or for another shape than {rule.describe()!r}."
+        )
+    # a copy in the saved dtype: the stack converts it to the dtype that the rule keeps
+    return {k: v.detach().to(p.device, copy=True) for k, v in entry.items() if k in expected}
+
+
+def _text(shapes: dict[str, torch.Size]) -> str:
+    return ", ".join(f"{k} {tuple(v)}" for k, v in sorted(shapes.items())) or "nothing"

@@ -1,0 +1,184 @@
+"""The only torch.optim.Optimizer here: parameter groups -> stacks (B, m, n) -> rule -> back to the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muonlab.optim import loading
+from muonlab.optim.matrices import PLAIN, MatrixSpec
+from muonlab.optim.names import choose
+from muonlab.optim.plan import Plan, PlanRow
+from muonlab.optim.rules import Step, UpdateRule
+from muonlab.optim.stacks import Stack, at, build_stacks
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Applies update rules to parameter groups.
+
+    params: tensors, (name, tensor) pairs or group dicts, as for any torch optimizer. A group names its rule by the key
+    `rule` (default: the first of `rules`) and holds every scalar live: lr, weight_decay, `lr_mul` and `wd_mul` (one
+    number, or one per parameter), and what the rule reads (momentum, beta2, betas, ...). A group's `spec` (a
+    MatrixSpec) and `role`/`why` (text for the plan) describe its parameters and stay out of `state_dict`.
+
+    State is float32 for half-precision parameters and the parameter's own dtype otherwise. Where parameters have names, a
+    state dict is loaded by name, whatever the order and the grouping; else by position, as in torch.
+
+    Raises ValueError for negative lr, an unknown rule, a parameter that the rule cannot take.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        rules: UpdateRule | Mapping[str, UpdateRule],
+        *,
+        lr: float | Tensor,
+        weight_decay: float = 0.0,
+        **scalars: Any,
+    ) -> None:
+        self.rules: dict[str, UpdateRule] = dict(rules) if isinstance(rules, Mapping) else {"rule": rules}
+        self._about: dict[Tensor, tuple[MatrixSpec, str, str]] = {}  # parameter -> spec, role, why
+        self._stacks: list[Stack] | None = None
+        defaults = {"lr": lr, "weight_decay": weight_decay, "lr_mul": 1.0, "wd_mul": 1.0, **scalars}
+        super().__init__(params, defaults)
+
+    def rule_of(self, group: dict[str, Any]) -> UpdateRule:
+        """The rule that a group's parameters follow."""
+        return self.rules[choose("rule", group.setdefault("rule", next(iter(self.rules))), self.rules)]
+
+    # -- groups -------------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group (see the class). Raises before anything has changed if a value or a parameter does not fit."""
+        group = dict(param_group)
+        spec, role, why = group.pop("spec", PLAIN), group.pop("role", "matrix"), group.pop("why", "given by the caller")
+        for name, default in self.defaults.items():
+            group.setdefault(name, default)
+        rule = self.rule_of(group)
+        for name, initial in rule.scalars().items():
+            group.setdefault(name, initial)
+        super().add_param_group(group)
+        try:
+            _check_scalars(group)
+            names = group.get("param_names", [f"shape {tuple(p.shape)}" for p in group["params"]])
+            for name, p in zip(names, group["params"], strict=True):
+                _check_parameter(name, p, rule, spec)
+        except Exception:
+            self.param_groups.pop()
+            raise
+        whys = why if isinstance(why, list) else [why] * len(group["params"])
+        self._about |= {p: (spec, role, w) for p, w in zip(group["params"], whys, strict=True)}
+        self._stacks = None
+
+    # -- the step -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step for every parameter that has a gradient. Gradients are not changed. Returns the closure's value."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for stack in self._current_stacks():
+            self._step_stack(stack)
+        return loss
+
+    def _current_stacks(self) -> list[Stack]:
+        """The stacks, rebuilt when a parameter got its first gradient or somebody replaced a part of `self.state`."""
+        started = {p for group in self.param_groups for p in group["params"] if p.grad is not None or p in self.state}
+        stacks = self._stacks
+        if stacks is None or started != {p for s in stacks for p in s.params} or not all(s.current(self.state) for s in stacks):
+            self._stacks = stacks = build_stacks(self.param_groups, started, self.rule_of, self._spec, self.state)
+        return stacks
+
+    def _spec(self, p: Tensor) -> MatrixSpec:
+        return self._about[p][0]
+
+    def _step_stack(self, stack: Stack) -> None:
+        group = self.param_groups[stack.group]
+        rows = [i for i, p in enumerate(stack.params) if p.grad is not None]
+        if not rows:
+            return
+        if any(stack.params[i].grad.is_sparse for i in rows):  # pyright: ignore[reportOptionalMemberAccess]
+            raise RuntimeError("expected dense gradients, got sparse ones: build the embedding with sparse=False")
+        all_rows = len(rows) == len(stack.params)
+        index = None if all_rows else torch.tensor(rows, device=stack.params[0].device)
+        state = stack.state if index is None else {k: v[index] for k, v in stack.state.items()}
+        self.rule_of(group)(
+            Step(
+                weights=[stack.matrix(i) for i in rows],
+                grads=stack.gradients(rows),
+                state=state,
+                lr=stack.scalar(group["lr"], group["lr_mul"], rows),
+                weight_decay=stack.scalar(group["weight_decay"], group["wd_mul"], rows),
+                scalars=group,
+            )
+        )
+        if index is not None:
+            for name, rows_of_state in state.items():
+                stack.state[name][index] = rows_of_state
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads what `state_dict` returned, by parameter name where both sides have names, else by position.
+
+        Keeps the saved dtype of the state (torch's own loader would round float32 state of bfloat16 parameters). Raises
+        ValueError, before anything has changed, where names, shapes, rules or groups do not fit.
+        """
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
+        state, groups = loading.match(self, state_dict)
+        for group, saved in zip(self.param_groups, groups, strict=True):
+            group.update(saved)
+        self.state.clear()
+        self.state.update(state)
+        self._stacks = None
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"rules": self.rules, "_about": self._about, "_stacks": None}
+
+    # -- the plan -----------------------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        """What happens to each parameter, and why: a table (`print(opt.plan)`), from the groups as they are now."""
+        rows = []
+        for i, group in enumerate(self.param_groups):
+            rule = self.rule_of(group)
+            names = group.get("param_names", [f"group{i}.param{j}" for j in range(len(group["params"]))])
+            for j, (name, p) in enumerate(zip(names, group["params"], strict=True)):
+                spec, role, why = self._about[p]
+                shape = spec.view(p).shape if rule.matrices else p.shape
+                lr = float(group["lr"]) * at(group["lr_mul"], j)
+                decay = lr * float(group["weight_decay"]) * at(group["wd_mul"], j)
+                rows.append(
+                    PlanRow(name, tuple(p.shape), role, why, rule.describe(), lr * rule.lr_factor(shape), decay, p.requires_grad)
+                )
+        return Plan(rows)
+
+
+def _check_scalars(group: dict[str, Any]) -> None:
+    for name, low, high in (("lr", 0.0, None), ("momentum", 0.0, 1.0), ("beta2", 0.0, 1.0), ("eps", 0.0, None)):
+        value = group.get(name, low)
+        if not value >= low or (high is not None and value > high):  # `not >=` refuses NaN as well
+            raise ValueError(f"expected {name} >= {low:g}{'' if high is None else f' and <= {high:g}'}, got {value}")
+    for name in ("lr_mul", "wd_mul"):
+        value = group[name]
+        if isinstance(value, list | tuple) and len(value) != len(group["params"]):
+            raise ValueError(f"expected one {name} or {len(group['params'])} (one per parameter), got {len(value)}")
+
+
+def _check_parameter(name: str, p: Tensor, rule: UpdateRule, spec: MatrixSpec) -> None:
+    if p.is_complex():
+        raise ValueError(f"{name}: expected a real parameter, got {p.dtype}: train torch.view_as_real(parameter) instead")
+    if rule.matrices:
+        try:
+            spec.view(p)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None

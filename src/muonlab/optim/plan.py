@@ -1,0 +1,58 @@
+"""The plan: what happens to each parameter, and why, as a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    name: str
+    shape: tuple[int, ...]
+    role: str
+    why: str
+    rule: str
+    lr: float  # effective: group lr × lr_mul × the shape rule's factor
+    decay: float  # fraction of the weight that one step takes away: lr × lr_mul × weight_decay × wd_mul
+    trains: bool  # requires_grad
+
+
+class Plan:
+    """Rows in the optimizer's order. `str()` folds layers that differ in their number only into one line."""
+
+    def __init__(self, rows: list[PlanRow]) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[PlanRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def folded(self) -> list[tuple[str, PlanRow]]:
+        """(label, first row of its kind) for every kind of row."""
+        kinds: dict[tuple, list[PlanRow]] = {}
+        for row in self.rows:
+            template = re.sub(r"\d+", "*", row.name)
+            kinds.setdefault((template, row.shape, row.role, row.rule, row.lr, row.decay, row.trains), []).append(row)
+        return [(rows[0].name if len(rows) == 1 else f"{key[0]} (×{len(rows)})", rows[0]) for key, rows in kinds.items()]
+
+    def __str__(self) -> str:
+        header = ("parameter", "shape", "role", "lr", "decay/step", "rule", "why")
+        table = [
+            (
+                label,
+                "×".join(map(str, row.shape)) or "scalar",
+                row.role if row.trains else f"{row.role} (frozen)",
+                f"{row.lr:.4g}",
+                f"{row.decay:.4g}",
+                row.rule,
+                row.why,
+            )
+            for label, row in self.folded()
+        ]
+        widths = [max(len(line[i]) for line in [header, *table]) for i in range(len(header))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in [header, *table]]
+        return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

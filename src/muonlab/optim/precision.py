@@ -1,0 +1,37 @@
+"""Which dtype this device multiplies matrices in fastest: measured, since names of chips do not tell."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+_PROBE_SIZE = 256  # large enough to leave call overhead behind, small enough for a few milliseconds in all
+_PROBE_ROUNDS = 5
+
+
+@lru_cache
+def bf16_is_fast(device_type: str) -> bool:
+    """True where a bfloat16 matrix product takes less time than a float32 one (one probe per process)."""
+    if device_type != "cpu":  # every accelerator that torch supports and that has bf16 at all is built for it
+        return device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    operands = {dtype: torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=dtype) for dtype in seconds}
+    for x in operands.values():
+        x @ x  # warm-up: the first product builds the kernel
+    for _ in range(_PROBE_ROUNDS):
+        for dtype, x in operands.items():
+            start = time.perf_counter()
+            x @ x
+            seconds[dtype].append(time.perf_counter() - start)
+    return statistics.median(seconds[torch.bfloat16]) < statistics.median(seconds[torch.float32])
+
+
+def fast_matmul_dtype(x: Tensor) -> torch.dtype:
+    """float64 for float64; else bfloat16 where that is fast, and float32 where it is not."""
+    if x.dtype == torch.float64:
+        return torch.float64
+    return torch.bfloat16 if bf16_is_fast(x.device.type) else torch.float32

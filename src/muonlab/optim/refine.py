@@ -1,0 +1,58 @@
+"""Refinements of the orthogonalized update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from muonlab.optim.names import choose
+
+if TYPE_CHECKING:
+    from muonlab.optim.rules import Step
+
+AXES = ("long", "output", "input")
+
+
+@dataclass(frozen=True)
+class VarianceReduction:
+    """NorMuon's second moment (arXiv 2510.05491): one adaptive scale per neuron, at an unchanged Frobenius norm.
+
+    v = mean_r(O²), s ← β₂s + (1−β₂)v, O ← O·s^(−1/2), rescaled to the norm that O came with; the mean runs along r.
+    `axis` says which index keeps a scale of its own: `output` (a row of W, as in the paper), `input` (a column), or
+    `long` (whichever is longer, as in modded-nanogpt). No bias correction: the rescaling makes it irrelevant.
+    """
+
+    beta2: float = 0.95
+    axis: str = "long"
+
+    def __post_init__(self) -> None:
+        choose("variance-reduction axis", self.axis, AXES)
+
+    def scalars(self) -> dict[str, Any]:
+        return {"beta2": self.beta2}
+
+    def _reduced(self, m: int, n: int) -> int:
+        """The dimension that is averaged away."""
+        rows = m >= n if self.axis == "long" else self.axis == "output"
+        return -1 if rows else -2
+
+    def init(self, like: Tensor) -> dict[str, Tensor]:
+        r = self._reduced(*like.shape[-2:])
+        return {"second_moment": torch.zeros_like(like.narrow(r, 0, 1))}  # (B, m, 1) or (B, 1, n)
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        r = self._reduced(*x.shape[-2:])
+        length = x.shape[r]
+        second = step.state["second_moment"]
+        v = x.to(second.dtype).square().mean(r, keepdim=True)
+        second.lerp_(v, 1 - step.scalars["beta2"])
+        q = second.clamp(min=1e-10).rsqrt()
+        before = (v * length).sum((-2, -1), keepdim=True).sqrt()  # ‖O‖_F
+        after = (v * length * q.square()).sum((-2, -1), keepdim=True).sqrt()  # ‖O·q‖_F
+        return x * (q * (before / after.clamp(min=1e-10))).to(x.dtype)
+
+    def __str__(self) -> str:
+        return f"variance_reduction({self.axis})"

@@ -1,0 +1,58 @@
+"""The published optimizers, one file each: a factory that fills slots, its formula in one line, and its source.
+
+A file here is found by itself: it defines `VARIANT`, and nothing else has to be told about it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from muonlab.optim.names import choose
+from muonlab.optim.rules import UpdateRule
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named optimizer: its factory takes keyword options only, all with defaults."""
+
+    name: str
+    formula: str
+    source: str
+    lr: float  # a sane first learning rate; docs/optimizers.md says where it comes from
+    factory: Callable[..., UpdateRule]
+
+    def options(self) -> dict[str, inspect.Parameter]:
+        return dict(inspect.signature(self.factory).parameters)
+
+    def rule(self, **options: Any) -> UpdateRule:
+        """The rule with these options. Raises ValueError for an option that this variant does not have."""
+        for option in options:
+            choose(f"option of optimizer {self.name!r}:", option, self.options())
+        return self.factory(**options)
+
+
+@cache
+def variants() -> dict[str, Variant]:
+    """name -> Variant, for every file in this package, sorted by name."""
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        variant: Variant = importlib.import_module(f"{__name__}.{module.name}").VARIANT
+        found[variant.name] = variant
+    return dict(sorted(found.items()))
+
+
+def variant(name: str) -> Variant:
+    """The variant of that name. Raises ValueError, with the nearest name, if there is none."""
+    return variants()[choose("optimizer", name, variants())]
+
+
+def optimizers(pattern: str = "*") -> list[str]:
+    """Names of all optimizers that match a shell pattern: `optimizers("norm*")`."""
+    return [name for name in variants() if fnmatch.fnmatchcase(name, pattern)]

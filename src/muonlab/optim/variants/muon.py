@@ -1,0 +1,36 @@
+"""Muon: momentum, orthogonalized by Newton–Schulz."""
+
+from __future__ import annotations
+
+from muonlab.optim import decay as decays
+from muonlab.optim.momentum import EMA
+from muonlab.optim.polar import orthogonalizer as find_orthogonalizer
+from muonlab.optim.rules import MatrixRule
+from muonlab.optim.scaling import scaling_rule
+from muonlab.optim.variants import Variant
+
+
+def muon(
+    *,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    orthogonalizer: str = "polar_express5",
+    scale: str = "aspect",
+    decay: str = "param",
+) -> MatrixRule:
+    """W ← W(1 − η·wd) − η·scale·orth(μM + (1−μ)G)."""
+    return MatrixRule(
+        momentum=EMA(momentum, nesterov),
+        orthogonalize=find_orthogonalizer(orthogonalizer),
+        scale=scaling_rule(scale),
+        decay=decays.decay(decay),
+    )
+
+
+VARIANT = Variant(
+    name="muon",
+    formula="W ← W(1 − η·wd) − η·scale(m,n)·orth(μM + (1−μ)G)",
+    source="Keller Jordan et al., https://kellerjordan.github.io/posts/muon/; arXiv 2502.16982",
+    lr=0.02,
+    factory=muon,
+)

@@ -1,0 +1,40 @@
+"""NorMuon: Muon with one adaptive scale per neuron."""
+
+from __future__ import annotations
+
+from muonlab.optim import decay as decays
+from muonlab.optim.momentum import EMA
+from muonlab.optim.polar import orthogonalizer as find_orthogonalizer
+from muonlab.optim.refine import VarianceReduction
+from muonlab.optim.rules import MatrixRule
+from muonlab.optim.scaling import scaling_rule
+from muonlab.optim.variants import Variant
+
+
+def normuon(
+    *,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    orthogonalizer: str = "polar_express5",
+    beta2: float = 0.95,
+    axis: str = "long",
+    scale: str = "aspect",
+    decay: str = "cautious",
+) -> MatrixRule:
+    """Muon's update with its rows (or columns) brought to equal size by a running second moment."""
+    return MatrixRule(
+        momentum=EMA(momentum, nesterov),
+        orthogonalize=find_orthogonalizer(orthogonalizer),
+        refine=(VarianceReduction(beta2, axis),),
+        scale=scaling_rule(scale),
+        decay=decays.decay(decay),
+    )
+
+
+VARIANT = Variant(
+    name="normuon",
+    formula="O = orth(μM + (1−μ)G); W ← W − η·wd·[O⊙W ≥ 0]⊙W − η·scale(m,n)·‖O‖_F·(O·s^(−½))/‖O·s^(−½)‖_F",
+    source="arXiv 2510.05491; defaults as in modded-nanogpt (axis 'long', cautious decay; the paper: 'output', 'param')",
+    lr=0.02,
+    factory=normuon,
+)

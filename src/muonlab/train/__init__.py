@@ -1,0 +1,1 @@
+"""One recipe and one seed make one run, in a folder that holds the truth about it."""

@@ -1,0 +1,161 @@
+"""Checkpoints: a directory with safetensors, JSON, and a manifest of SHA-256 sums that is written last.
+
+A directory is built under another name, fsynced and renamed: one that is there is whole, unless a disk damaged it
+later, and then its manifest says so and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from muonlab.errors import InputError
+from muonlab.train.run_folder import sync_directory
+
+_MANIFEST = "manifest.json"
+
+
+@dataclass
+class Checkpoint:
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]  # as Optimizer.state_dict
+    random: dict[str, Tensor]  # states of torch's global generators
+    progress: dict[str, Any]  # step, seconds, loader position
+
+
+def save(directory: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
+    """Writes `directory`/step-…, then deletes all but the newest `keep`. On OSError nothing is left behind."""
+    directory.mkdir(exist_ok=True)
+    final = directory / f"step-{step:08d}"
+    building = directory / f".building-{step:08d}"
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    try:
+        tensors, groups = _pack(checkpoint.optimizer)
+        save_file(_own(checkpoint.model), building / "model.safetensors")
+        save_file(_own(tensors), building / "optimizer.safetensors")
+        save_file(_own(checkpoint.random), building / "random.safetensors")
+        (building / "state.json").write_text(json.dumps({"progress": checkpoint.progress, "groups": groups}))
+        files = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(building.iterdir())}
+        (building / _MANIFEST).write_text(json.dumps({"format": 1, "step": step, "files": files}, indent=1))
+        for path in building.iterdir():
+            _sync_file(path)
+        sync_directory(building)
+        if final.exists():  # the same step again, after a resume from an older checkpoint
+            shutil.rmtree(final)
+        os.rename(building, final)
+        sync_directory(directory)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    for old in checkpoints(directory)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints in `directory`, newest first."""
+    return sorted(directory.glob("step-*"), reverse=True) if directory.is_dir() else []
+
+
+def load_newest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint, None if there never was one, and a sentence for each damaged one passed over.
+
+    Raises InputError if there are checkpoints and all are damaged.
+    """
+    problems = []
+    found = checkpoints(directory)
+    for path in found:
+        problem = damage(path)
+        if problem is None:
+            return _load(path), problems
+        problems.append(f"checkpoint {path.name} is damaged ({problem})")
+    if found:
+        raise InputError(f"{directory}: no whole checkpoint is left: {'; '.join(problems)}. Delete the run's folder to redo it.")
+    return None, problems
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, by its manifest; None if nothing is."""
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text())
+        for name, expected in manifest["files"].items():
+            size = (path / name).stat().st_size
+            if size != expected["bytes"]:
+                return f"{name} has {size} of {expected['bytes']} bytes"
+            if sha256_of(path / name) != expected["sha256"]:
+                return f"{name} does not match its SHA-256"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{_MANIFEST} cannot be read"
+    return None
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """A hash of all weights, by name: equal if and only if the models are, to the bit."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load(path: Path) -> Checkpoint:
+    state = json.loads((path / "state.json").read_text())
+    try:
+        return Checkpoint(
+            model=load_file(path / "model.safetensors"),
+            optimizer=_unpack(load_file(path / "optimizer.safetensors"), state["groups"]),
+            random=load_file(path / "random.safetensors"),
+            progress=state["progress"],
+        )
+    except SafetensorError as error:  # matches its SHA-256 and is still no safetensors file: another program's
+        raise InputError(f"{path}: cannot be read: {error}") from None
+
+
+def _pack(state_dict: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """An optimizer's state as tensors keyed "parameter/key", and its groups as JSON."""
+    tensors, groups = {}, []
+    for group in state_dict["param_groups"]:
+        groups.append({key: value for key, value in group.items() if key != "params"})
+        for index, name in zip(group["params"], group["param_names"], strict=True):
+            tensors |= {f"{name}/{key}": value for key, value in state_dict["state"].get(index, {}).items()}
+    return tensors, groups
+
+
+def _unpack(tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    names = [name for group in groups for name in group["param_names"]]
+    index = {name: i for i, name in enumerate(names)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        state.setdefault(index[name], {})[entry] = value
+    packed = [{**group, "params": [index[name] for name in group["param_names"]]} for group in groups]
+    return {"state": state, "param_groups": packed}
+
+
+def _own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor with memory of its own: state is stacked, and safetensors refuses views."""
+    return {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+

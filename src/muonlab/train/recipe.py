@@ -1,0 +1,150 @@
+"""A recipe: everything that decides what a run computes, but for the seed. Unknown keys are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from torch import nn
+
+from muonlab.data.corpus import DataConfig
+from muonlab.errors import did_you_mean
+from muonlab.models.gpt import GPTConfig
+from muonlab.optim import Optimizer, optimizer
+from muonlab.optim.variants import variant, variants
+from muonlab.train.schedule import ScheduleConfig
+from muonlab.train.settings import read_toml, validated, with_overrides
+
+Role = Literal["matrix", "embedding", "head", "vector"]
+
+
+def _optimizer_options(schema: dict[str, Any]) -> None:
+    """Completes the JSON schema with the options of all variants; which fit which is checked on reading."""
+    types = {float: "number", int: "integer", str: "string", bool: "boolean"}
+    for name, chosen in variants().items():
+        for option, parameter in chosen.options().items():
+            kind = next((text for kind, text in types.items() if type(parameter.default) is kind), "array")
+            known = schema["properties"].setdefault(option, {"type": kind, "description": "option of"})
+            known["description"] += f" {name} (default {parameter.default})"
+    schema["additionalProperties"] = False
+
+
+class OptimizerConfig(BaseModel):
+    """Arguments of `muonlab.optimizer`; further keys are options of the chosen optimizer (momentum, orthogonalizer, ...)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, json_schema_extra=_optimizer_options)
+
+    name: str = Field("muon", description="one of `muonlab optimizers`")
+    lr: PositiveFloat | None = Field(None, description="peak learning rate of the matrices; default: the optimizer's own")
+    weight_decay: float = Field(0.0, description="of the matrices; decoupled; may be negative")
+    aux_lr: PositiveFloat | dict[Literal["embedding", "head", "vector"], PositiveFloat] | None = Field(
+        None, description="AdamW's peak learning rate for everything else: one number, or one for each role"
+    )
+    aux_weight_decay: float = 0.0
+    aux_betas: tuple[float, float] = (0.9, 0.95)
+    aux_eps: PositiveFloat = 1e-8
+    roles: dict[str, Role] = Field({}, description="{pattern: role} overrides of what the model declares")
+    lr_mul: dict[str, NonNegativeFloat] = Field({}, description="{pattern: factor} on the learning rate of single parameters")
+    wd_mul: dict[str, float] = Field({}, description="{pattern: factor} on the weight decay of single parameters")
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> OptimizerConfig:
+        if self.name not in variants():
+            raise ValueError(f"name: unknown optimizer {self.name!r}; {did_you_mean(self.name, variants())}")
+        options = variant(self.name).options()
+        extra = self.model_extra or {}
+        known = [*type(self).model_fields, *options]
+        problems = [f"{key}: unknown key for {self.name}; {did_you_mean(key, known)}" for key in extra if key not in options]
+        problems += [_wrong_type(key, extra[key], options[key]) for key in extra if key in options]
+        if not any(problems):
+            try:
+                variant(self.name).rule(**extra)
+            except (ValueError, TypeError) as error:
+                problems.append(str(error))
+        if any(problems):
+            raise ValueError("\n".join(filter(None, problems)))
+        return self
+
+    def build(self, model: nn.Module) -> Optimizer:
+        arguments = {key: getattr(self, key) for key in type(self).model_fields}
+        return optimizer(model, **arguments, **(self.model_extra or {}))
+
+
+def _wrong_type(key: str, value: Any, option: inspect.Parameter) -> str | None:
+    default = option.default
+    fits = {
+        bool: isinstance(value, bool),
+        float: isinstance(value, int | float) and not isinstance(value, bool),
+        str: isinstance(value, str),
+        tuple: isinstance(value, list | tuple) and len(value) == len(default) if isinstance(default, tuple) else False,
+    }
+    if fits.get(type(default), True):
+        return None
+    return f"{key}: expected {type(default).__name__} such as {default!r}, got {value!r}"
+
+
+class TrainConfig(BaseModel):
+    """How long, on how much at a time, and what is looked at on the way."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    steps: PositiveInt = Field(1000, description="optimizer steps")
+    batch: PositiveInt = Field(32, description="sequences of model.context tokens per optimizer step")
+    accumulate: PositiveInt = Field(1, description="micro-batches that a batch is split into; gradients are averaged")
+    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 autocast where the device is fast at it")
+    grad_clip: PositiveFloat | None = Field(None, description="largest global gradient norm")
+    compile: bool = Field(False, description="torch.compile the model")
+    eval_every: PositiveInt = Field(100, description="optimizer steps between evaluations; the last step is always evaluated")
+    eval_tokens: PositiveInt = Field(65536, description="validation tokens per evaluation, always the same ones")
+    log_every: PositiveInt = Field(10, description="optimizer steps between logged training losses")
+    checkpoint_every: PositiveInt = Field(500, description="optimizer steps between checkpoints; the last step always has one")
+    keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints that are kept: one more than is needed")
+
+    @model_validator(mode="after")
+    def _accumulation_fits(self) -> TrainConfig:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} is not a multiple of accumulate {self.accumulate}")
+        return self
+
+
+class Recipe(BaseModel):
+    """One training run, but for the seed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, title="muonlab recipe")
+
+    model: GPTConfig = Field(default_factory=GPTConfig)  # pyright: ignore[reportArgumentType]
+    data: DataConfig = Field(default_factory=DataConfig)  # pyright: ignore[reportArgumentType]
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)  # pyright: ignore[reportArgumentType]
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)  # pyright: ignore[reportArgumentType]
+    train: TrainConfig = Field(default_factory=TrainConfig)  # pyright: ignore[reportArgumentType]
+
+    @model_validator(mode="after")
+    def _vocabulary_known(self) -> Recipe:
+        if self.data.source == "bin" and self.model.vocab_size is None:
+            raise ValueError("model.vocab_size: missing; token shards do not say how large their vocabulary is (GPT-2's: 50304)")
+        if self.train.eval_tokens < self.model.context:
+            raise ValueError(f"train.eval_tokens: expected at least model.context = {self.model.context}, got {self.train.eval_tokens}")
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.train.batch * self.model.context
+
+    def canonical(self) -> dict[str, Any]:
+        """Every key with its value, defaults included, as JSON types: equal recipes have equal canonical forms."""
+        return self.model_dump(mode="json")
+
+    def run_id(self, seed: int) -> str:
+        """The run's identity: a hash of the canonical recipe and the seed."""
+        text = json.dumps({"recipe": self.canonical(), "seed": seed}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe in a TOML file, with "dotted.key=value" overrides. Raises InputError, all problems at once."""
+    return validated(Recipe, with_overrides(read_toml(path), overrides), str(path))

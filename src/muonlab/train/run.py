@@ -1,0 +1,207 @@
+"""One run from its first step to its result, in its folder; or from its newest checkpoint on."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from muonlab.errors import InputError, Interrupted, RunError
+from muonlab.models.counting import size_of
+from muonlab.train import checkpoint as checkpoints
+from muonlab.train.provenance import provenance
+from muonlab.train.recipe import Recipe
+from muonlab.train.run_folder import RunFolder, write_json
+from muonlab.train.settings import flat
+from muonlab.train.signals import StopRequest, stop_requests
+from muonlab.train.trainer import Machine, Trainer, choose_machine
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run tells while it runs."""
+
+    step: int
+    steps: int
+    train_loss: float | None
+    val_loss: float | None
+    tokens_per_second: float
+    seconds_left: float
+
+
+def train(
+    recipe: Recipe,
+    seed: int,
+    out: str | Path,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Trains in the folder `out` and returns the content of its result.json.
+
+    With `resume` a folder's unfinished run goes on exactly where its newest whole checkpoint is (bit for bit on the same CPU), a
+    finished one returns its result, and an empty folder starts. Raises InputError for bad input, Interrupted after SIGINT or
+    SIGTERM (everything saved), RunError where the folder cannot be written any more.
+    """
+    folder = RunFolder(out)
+    known = _check(folder, recipe, seed, resume)
+    if known is not None and (result := folder.result()) is not None:
+        say(f"{out}: already {result['status']}")
+        return result
+    machine = _machine(known, recipe, device, threads, say)
+    trainer = Trainer(recipe, seed, machine)
+    if known is not None and known["data"]["sha256"] != trainer.data["sha256"]:
+        raise InputError(f"{out}: the corpus has changed since the run began (SHA-256 differs): start a new run")
+    with folder.lock(), stop_requests() as request:
+        try:
+            if known is None:
+                write_json(folder.run_file, _describe(recipe, seed, trainer))
+            return _Session(trainer, folder, request, on_progress, say).run()
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            saved = checkpoints.checkpoints(folder.checkpoints)
+            kept = f"{saved[0].name} is whole" if saved else "there is no checkpoint yet"
+            raise RunError(f"{out}: stopped at step {trainer.step}: {reason}; {kept}. Make room, then resume.") from None
+
+
+class _Session:
+    """One process's share of a run."""
+
+    def __init__(
+        self, trainer: Trainer, folder: RunFolder, request: StopRequest, on_progress: Callable[[Progress], None], say: Callable[[str], None]
+    ) -> None:
+        self.trainer, self.folder, self.request, self.on_progress, self.say = trainer, folder, request, on_progress, say
+        self.settings = trainer.recipe.train
+        self.seconds = 0.0  # of training, all sessions together; evaluation and checkpoints not counted
+        self.train_loss: float | None = None
+        self.val_loss: float | None = None
+
+    def run(self) -> dict[str, Any]:
+        trainer, settings = self.trainer, self.settings
+        self._restore()
+        began, first_step = time.perf_counter(), trainer.step
+        while trainer.step < settings.steps:
+            start = time.perf_counter()
+            loss = trainer.train_step()
+            last = trainer.step == settings.steps
+            look = last or trainer.step % settings.log_every == 0
+            if look:
+                self.train_loss = loss.item()  # waits for the device
+            self.seconds += time.perf_counter() - start
+            healthy = self._record(look, last or trainer.step % settings.eval_every == 0)
+            if not healthy:
+                return self._finish("diverged")
+            if last or trainer.step % settings.checkpoint_every == 0:
+                self._checkpoint()
+            if self.request.signum is not None and not last:
+                self._stop(self.request.signum)
+            if look:
+                done = trainer.step - first_step
+                pace = (time.perf_counter() - began) / done
+                rate = trainer.step * trainer.recipe.tokens_per_step / self.seconds
+                left = pace * (settings.steps - trainer.step)
+                self.on_progress(Progress(trainer.step, settings.steps, self.train_loss, self.val_loss, rate, left))
+        return self._finish("finished")
+
+    def _restore(self) -> None:
+        saved, problems = checkpoints.load_newest(self.folder.checkpoints)
+        if saved is not None:
+            self.seconds = self.trainer.restore(saved)
+        for problem in problems:
+            self.say(f"{problem}: using step-{self.trainer.step:08d} instead")
+        self.folder.keep_rows(self.trainer.step)
+        if saved is not None:
+            self.say(f"{self.folder.path}: goes on after step {self.trainer.step}")
+
+    def _record(self, look: bool, evaluate: bool) -> bool:
+        """Writes what is due in this step. False if the run has diverged."""
+        if not look and not evaluate:
+            return True
+        trainer = self.trainer
+        row: dict[str, Any] = {"step": trainer.step, "tokens": trainer.step * trainer.recipe.tokens_per_step, "seconds": self.seconds}
+        if look:
+            row |= {"train_loss": self.train_loss, "lr": trainer.optimizer.param_groups[0]["lr"]}
+        if evaluate:
+            self.val_loss = row["val_loss"] = trainer.evaluate()
+        broken = [key for key in ("train_loss", "val_loss") if not math.isfinite(row.get(key) or 0.0)]
+        for key in broken:
+            row[key] = None  # JSON has no NaN
+        self.folder.append_row(row | ({"diverged": True} if broken else {}))
+        return not broken
+
+    def _checkpoint(self) -> None:
+        self.folder.sync_rows()
+        state = self.trainer.checkpoint(self.seconds)
+        checkpoints.save(self.folder.checkpoints, self.trainer.step, state, self.settings.keep_checkpoints)
+
+    def _stop(self, signum: int) -> None:
+        self._checkpoint()
+        name = signal.Signals(signum).name
+        raise Interrupted(signum, f"{self.folder.path}: stopped by {name} after step {self.trainer.step}, saved; go on with --resume")
+
+    def _finish(self, status: str) -> dict[str, Any]:
+        rows = self.folder.rows()
+        losses = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
+        finished = status == "finished"
+        result = {
+            "status": status,
+            "steps": self.trainer.step,
+            "tokens": self.trainer.step * self.trainer.recipe.tokens_per_step,
+            "seconds": self.seconds,
+            "val_loss": losses[-1] if finished else None,
+            "best_val_loss": min(losses, default=None),
+            "weights_sha256": checkpoints.weights_sha256(self.trainer.model),
+        }
+        write_json(self.folder.result_file, result)
+        return result
+
+
+def _check(folder: RunFolder, recipe: Recipe, seed: int, resume: bool) -> dict[str, Any] | None:
+    """run.json of the run in the folder, None if there is none. Raises InputError if it is in the way."""
+    known = folder.run()
+    if known is None:
+        return None
+    if not resume:
+        state = "a finished run" if folder.result() else "an unfinished run"
+        raise InputError(f"{folder.path}: holds {state}: go on with --resume, or choose another folder with --out")
+    if known["id"] != recipe.run_id(seed):
+        before = flat({**known["recipe"], "seed": known["seed"]})
+        now = flat({**recipe.canonical(), "seed": seed})
+        changed = [f"{key}: {before.get(key)} there, {now.get(key)} now" for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        raise InputError(f"{folder.path}: holds another run ({'; '.join(changed)}): choose another folder with --out")
+    return known
+
+
+def _machine(
+    known: dict[str, Any] | None, recipe: Recipe, device: str | None, threads: int | None, say: Callable[[str], None]
+) -> Machine:
+    if known is None:
+        return choose_machine(recipe, device, threads)
+    before = Machine(**known["machine"])
+    now = choose_machine(recipe, device or before.device, threads or before.threads)
+    if (now.device, now.threads) != (before.device, before.threads):
+        say(f"began on {before.device} with {before.threads} threads, goes on with {now.device} and {now.threads}: not bit for bit")
+    return Machine(now.device, before.precision, now.threads)
+
+
+def _describe(recipe: Recipe, seed: int, trainer: Trainer) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "id": recipe.run_id(seed),
+        "seed": seed,
+        "recipe": recipe.canonical(),
+        "machine": trainer.machine.as_dict(),
+        "model": asdict(size_of(recipe.model, trainer.model.vocab_size)),
+        "data": trainer.data,
+        "provenance": provenance(torch.device(trainer.machine.device)),
+    }

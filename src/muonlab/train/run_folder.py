@@ -1,0 +1,130 @@
+"""The folder of a run, the only truth about it:
+
+    run.json        recipe, seed, id, provenance: written once, before the first step
+    metrics.jsonl   one row a line, each with a checksum of its own; only ever appended to
+    checkpoints/    see checkpoint.py
+    result.json     how it ended; its presence means that there is nothing left to do
+
+This module needs no torch: reports read folders with it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from muonlab.errors import InputError
+
+
+class RunFolder:
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.run_file, self.result_file = self.path / "run.json", self.path / "result.json"
+        self.metrics_file, self.checkpoints = self.path / "metrics.jsonl", self.path / "checkpoints"
+
+    def run(self) -> dict[str, Any] | None:
+        return read_json(self.run_file)
+
+    def result(self) -> dict[str, Any] | None:
+        return read_json(self.result_file)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows whose checksum holds, up to the first that is broken (a crash can cut the last line short)."""
+        try:
+            lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        rows = []
+        for line in lines:
+            row = parse_row(line)
+            if row is None:
+                break
+            rows.append(row)
+        return rows
+
+    def append_row(self, row: dict[str, Any]) -> None:
+        with open(self.metrics_file, "a", encoding="utf-8") as file:
+            file.write(format_row(row))
+
+    def sync_rows(self) -> None:
+        """Makes sure that all rows so far outlive a power cut: a checkpoint must not know more than the metrics."""
+        with open(self.metrics_file, "a") as file:
+            os.fsync(file.fileno())
+
+    def keep_rows(self, last_step: int) -> None:
+        """Forgets rows after `last_step`: what a resume will compute again."""
+        kept = [row for row in self.rows() if row["step"] <= last_step]
+        write_atomically(self.metrics_file, "".join(map(format_row, kept)))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Refuses a second process on this run. The lock ends with its process, however that ends."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "w")
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written: {error.strerror}; choose another folder with --out") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.path}: another process is working on this run") from None
+            yield
+
+
+def format_row(row: dict[str, Any]) -> str:
+    text = json.dumps(row)
+    return f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n'
+
+
+def parse_row(line: str) -> dict[str, Any] | None:
+    """The row without its checksum, or None where the line is cut or altered."""
+    try:
+        row = json.loads(line)
+        crc = row.pop("crc")
+    except (ValueError, KeyError, AttributeError):
+        return None
+    return row if crc == f"{zlib.crc32(json.dumps(row).encode()):08x}" else None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, None if there is no such file. Raises InputError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise InputError(f"{path.parent}: expected a run's folder, got a file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise InputError(f"{path}: damaged (not JSON); delete the run's folder to redo it") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """All of the text or nothing, also after a power cut."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,28 @@
+"""Learning-rate schedules: a pure function of the optimizer step, so that a resume has nothing to restore."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ScheduleConfig(BaseModel):
+    """Warm-up, then constant, then a cooldown to a floor. Counted in optimizer steps, never in micro-steps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    warmup_steps: int = Field(0, ge=0, description="linear from 1/warmup_steps to 1 over the first steps")
+    cooldown: float = Field(0.7, ge=0, le=1, description="last fraction of the steps over which the rate falls; 0: constant")
+    shape: Literal["linear", "cosine"] = Field("linear", description="of the cooldown")
+    floor: float = Field(0.0, ge=0, le=1, description="where the cooldown ends, as a fraction of the peak")
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the peak learning rates are multiplied by in optimizer step `step` = 0 … steps − 1."""
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        into = (step / steps - (1 - self.cooldown)) / self.cooldown if self.cooldown else 0.0
+        left = 1 - min(1.0, max(0.0, into))  # 1 before the cooldown, 0 at its end
+        if self.shape == "cosine":
+            left = (1 - math.cos(math.pi * left)) / 2
+        return warm * (self.floor + (1 - self.floor) * left)

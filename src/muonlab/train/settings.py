@@ -1,0 +1,109 @@
+"""TOML files, `--set key=value`, and pydantic's errors in words: all problems of a file at once."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from muonlab.errors import InputError, did_you_mean
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The content of a TOML file. Raises InputError if it is missing, unreadable or malformed."""
+    path = Path(path)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        beside = [p.name for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
+        hint = f"; {did_you_mean(path.name, beside)}" if beside else ""
+        raise InputError(f"{path}: no such file{hint}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: expected a TOML file in UTF-8, got other bytes") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not TOML: {error}") from None
+
+
+def with_overrides(settings: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """`settings` with every "dotted.key=value" applied; values are TOML (numbers, true, [1, 2]) or else plain text."""
+    changed = dict(settings)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not all(key.split(".")):
+            raise InputError(f"--set: expected key=value such as optimizer.lr=0.02, got {assignment!r}")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        changed = merge(changed, nested({key: value}))
+    return changed
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1} -> {"a": {"b": 1}}."""
+    result: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, last = key.split(".")
+        here = result
+        for part in path:
+            here = here.setdefault(part, {})
+        here[last] = value
+    return result
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    result: dict[str, Any] = {}
+    for key, value in settings.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return result
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, table by table."""
+    result = dict(base)
+    for key, value in changes.items():
+        below = result.get(key)
+        result[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def validated(model: type[M], settings: Mapping[str, Any], source: str) -> M:
+    """`settings` as a model. Raises InputError with a line for each problem, `source` before it."""
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        lines = [line for problem in error.errors() for line in _in_words(model, dict(problem)).split("\n")]
+        raise InputError(*(f"{source}: {line}" for line in lines)) from None
+
+
+def _in_words(model: type[BaseModel], problem: dict[str, Any]) -> str:
+    location = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith(("function-", "constrained-")))]
+    where = ".".join(map(str, location))
+    prefix = f"{where}: " if where else ""
+    if problem["type"] == "extra_forbidden":
+        return f"{prefix}unknown key; {did_you_mean(str(location[-1]), _keys(model, location[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{prefix}missing; this key is required"
+    if problem["type"] == "value_error":
+        text = str(problem["ctx"]["error"])
+        return "\n".join(prefix + line for line in text.split("\n"))
+    message = problem["msg"].removeprefix("Input ").replace("should be", "expected", 1)
+    return f"{prefix}{message}, got {problem['input']!r}"
+
+
+def _keys(model: type[BaseModel], location: list[Any]) -> list[str]:
+    """The known keys of the (possibly nested) table at `location`."""
+    here: Any = model
+    for part in location:
+        field = here.model_fields.get(part) if isinstance(here, type) and issubclass(here, BaseModel) else None
+        candidates = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        here = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), here)
+    return list(here.model_fields)

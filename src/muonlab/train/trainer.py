@@ -1,0 +1,152 @@
+"""The training loop's parts: what changes during a run, one step of it, an evaluation, a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from muonlab.data import corpus
+from muonlab.data.loader import Batch, Loader, validation_batches
+from muonlab.errors import InputError
+from muonlab.optim.precision import bf16_is_fast
+from muonlab.streams import stream_seed
+from muonlab.train.checkpoint import Checkpoint
+from muonlab.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run is computed on and how: decided once, recorded, and kept by a resume."""
+
+    device: str
+    precision: Literal["float32", "bf16"]
+    threads: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def choose_machine(recipe: Recipe, device: str | None = None, threads: int | None = None) -> Machine:
+    """The device asked for, or CUDA where there is one; bf16 where the device is fast at it. InputError if it is not there."""
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise InputError(f"--device: expected cpu, cuda or cuda:N, got {name!r}") from None
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"--device: expected cpu, cuda or cuda:N, got {name!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: this torch ({torch.__version__}) sees no CUDA device; use --device cpu")
+    if kind == "cuda" and (torch.device(name).index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices")
+    threads = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    precision = recipe.train.precision
+    if precision == "auto":
+        precision = "bf16" if bf16_is_fast(kind) else "float32"
+    return Machine(name, precision, threads)
+
+
+class Trainer:
+    """Model, optimizer and data of one run. Raises InputError where recipe and data do not fit."""
+
+    def __init__(self, recipe: Recipe, seed: int, machine: Machine) -> None:
+        self.recipe, self.seed, self.machine = recipe, seed, machine
+        self.step = 0
+        torch.set_num_threads(machine.threads)
+        torch.manual_seed(stream_seed(seed, "torch"))  # nothing here draws from it; a user's model may
+        text = corpus.load(recipe.data)
+        self.data = text.provenance
+        config, settings = recipe.model, recipe.train
+        self.model = config.build(text.vocab_size)
+        if recipe.data.source != "bin" and self.model.vocab_size < text.vocab_size:
+            raise InputError(f"model.vocab_size: expected at least the tokenizer's {text.vocab_size}, got {self.model.vocab_size}")
+        self.model.initialize(lambda name: torch.Generator().manual_seed(stream_seed(seed, "init", name)))
+        self.model.to(machine.device)
+        try:
+            self.optimizer = recipe.optimizer.build(self.model)
+        except ValueError as error:
+            raise InputError(f"optimizer: {error}") from None
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        self.loader = Loader(text.train, context=config.context, batch=settings.batch, seed=seed)
+        micro = settings.batch // settings.accumulate
+        self.validation = validation_batches(text.validation, context=config.context, batch=micro, tokens=settings.eval_tokens)
+        self.forward = torch.compile(self.model) if settings.compile else self.model
+
+    def train_step(self) -> Tensor:
+        """One optimizer step. Returns the mean training loss of its batch, before the step (a scalar on the device)."""
+        settings = self.recipe.train
+        factor = self.recipe.schedule.factor(self.step, settings.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        inputs, targets = self._on_device(self.loader.next())
+        total = torch.zeros((), device=self.machine.device)
+        for x, y in zip(inputs.chunk(settings.accumulate), targets.chunk(settings.accumulate), strict=True):
+            loss = self._loss(x, y) / settings.accumulate
+            loss.backward()
+            total += loss.detach()
+        if settings.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return total
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Mean loss in nats per token over the fixed validation tokens."""
+        self.model.eval()
+        total, count = torch.zeros((), dtype=torch.float64, device=self.machine.device), 0
+        for batch in self.validation:
+            x, y = self._on_device(batch)
+            total += self._loss(x, y).double() * y.numel()
+            count += y.numel()
+        self.model.train()
+        return (total / count).item()
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:  # (B, T), (B, T)
+        autocast = (
+            torch.autocast(torch.device(self.machine.device).type, torch.bfloat16)
+            if self.machine.precision == "bf16"
+            else contextlib.nullcontext()
+        )
+        with autocast:
+            logits = self.forward(x)  # (B, T, vocab) float32
+        return F.cross_entropy(logits.flatten(0, 1), y.flatten())
+
+    def _on_device(self, batch: Batch) -> Batch:
+        x, y = batch
+        largest = max(int(x.max()), int(y.max()))
+        if largest >= self.model.vocab_size:
+            raise InputError(f"model.vocab_size: expected more than the largest token, {largest}, got {self.model.vocab_size}")
+        if self.machine.device == "cpu":
+            return x, y
+        x, y = (t.contiguous().pin_memory().to(self.machine.device, non_blocking=True) for t in (x, y))
+        return x, y
+
+    # -- checkpoints --------------------------------------------------------------------------------------------
+
+    def checkpoint(self, seconds: float) -> Checkpoint:
+        random = {"cpu": torch.get_rng_state()}
+        if torch.device(self.machine.device).type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.machine.device)
+        progress = {"step": self.step, "seconds": seconds, "loader": self.loader.state_dict()}
+        return Checkpoint(self.model.state_dict(), self.optimizer.state_dict(), random, progress)
+
+    def restore(self, checkpoint: Checkpoint) -> float:
+        """Takes over everything but the recipe. Returns the seconds trained so far."""
+        self.model.load_state_dict(checkpoint.model)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        torch.set_rng_state(checkpoint.random["cpu"])
+        if "cuda" in checkpoint.random and torch.device(self.machine.device).type == "cuda":
+            torch.cuda.set_rng_state(checkpoint.random["cuda"], self.machine.device)
+        self.loader.load_state_dict(checkpoint.progress["loader"])
+        self.step = checkpoint.progress["step"]
+        return checkpoint.progress["seconds"]
