@@ -88,7 +88,7 @@ def expand(patterns: tuple[str, ...]) -> list[Path]:
     for pattern in patterns:
         matched = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]
         if not matched:
-            raise InputError(f"data: no file matches {pattern!r} in {Path.cwd().name!r} (paths are relative to the working directory)")
+            raise InputError(f"data: no file matches {pattern!r} (paths are relative to the working directory)")
         found.update(matched)
     return sorted(found)
 

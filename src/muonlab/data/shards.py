@@ -27,7 +27,7 @@ def read_shard(path: str | Path) -> Tokens:
         raise InputError(f"{path}: expected shard version {VERSION}, got {version}")
     expected = HEADER_BYTES + 2 * count
     if size != expected:
-        raise InputError(f"{path}: its header promises {count} tokens ({expected} bytes), the file has {size} bytes: fetch it again")
+        raise InputError(f"{path}: expected {count} tokens ({expected} bytes) by its header, got {size} bytes: fetch it again")
     if count == 0:
         return np.empty(0, dtype=np.uint16)
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))

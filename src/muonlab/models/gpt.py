@@ -158,5 +158,4 @@ class GPT(nn.Module):
 
     def roles(self) -> dict[str, str]:
         """{pattern: role} for whoever builds an optimizer."""
-        roles = {"*": "vector", "embed.weight": "embedding", "head.weight": "head", "blocks.*.weight": "matrix"}
-        return roles
+        return {"*": "vector", "embed.weight": "embedding", "head.weight": "head", "blocks.*.weight": "matrix"}

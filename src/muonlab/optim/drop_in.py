@@ -8,6 +8,7 @@ from typing import Any, final
 
 from torch import Tensor
 
+from muonlab.optim.decay import ParamDecay
 from muonlab.optim.momentum import EMA
 from muonlab.optim.optimizer import Optimizer
 from muonlab.optim.polar import KELLER, NewtonSchulz
@@ -71,4 +72,5 @@ def _rule(nesterov: bool, coefficients: tuple[float, ...], eps: float, steps: in
         momentum=EMA(nesterov=nesterov),
         orthogonalize=NewtonSchulz("newton_schulz", ((a, b, c),) * steps, eps=eps),
         scale=scaling_rule(adjust or "original"),
+        decay=ParamDecay(),
     )

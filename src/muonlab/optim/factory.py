@@ -35,8 +35,8 @@ def optimizer(
 
     lr, weight_decay: for the matrices (default lr: the variant's own). aux_lr: for embeddings, head and vectors, one number
     or {role: number}; default 3e-3, or `lr` if the optimizer is AdamW itself. roles: {pattern: role} overrides, see
-    `muonlab.optim.routing`. lr_mul, wd_mul: {pattern: factor} on the learning rate and decay of single parameters. options: the variant's
-    own (orthogonalizer, momentum, beta2, ...). Print `.plan` of the result to see what was decided, and why.
+    `muonlab.optim.routing`. lr_mul, wd_mul: {pattern: factor} on the learning rate and decay of single parameters.
+    options: the variant's own (orthogonalizer, momentum, beta2, ...). Print `.plan` of the result to see what was decided, and why.
     Raises ValueError for unknown names, options and roles, and for patterns that match nothing.
     """
     chosen = variant(name)

@@ -53,6 +53,7 @@ class Plan:
             )
             for label, row in self.folded()
         ]
-        widths = [max(len(line[i]) for line in [header, *table]) for i in range(len(header))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in [header, *table]]
+        everything = [header, *table]
+        widths = [max(len(line[i]) for line in everything) for i in range(len(header))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in everything]
         return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

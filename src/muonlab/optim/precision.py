@@ -13,19 +13,31 @@ _PROBE_SIZE = 256  # large enough to leave call overhead behind, small enough fo
 _PROBE_ROUNDS = 5
 
 
-@lru_cache
+_pinned: dict[str, bool] = {}
+
+
+def pin(device_type: str, bf16_fast: bool) -> None:
+    """Fixes the answer for this process: what a run began with, it goes on with, and so do all runs of a sweep."""
+    _pinned[device_type] = bf16_fast
+
+
 def bf16_is_fast(device_type: str) -> bool:
-    """True where a bfloat16 matrix product takes less time than a float32 one (one probe per process)."""
+    """True where a bfloat16 matrix product takes less time than a float32 one (one probe per process, unless pinned)."""
+    return _pinned[device_type] if device_type in _pinned else _probe(device_type)
+
+
+@lru_cache
+def _probe(device_type: str) -> bool:
     if device_type != "cpu":  # every accelerator that torch supports and that has bf16 at all is built for it
         return device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     operands = {dtype: torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=dtype) for dtype in seconds}
     for x in operands.values():
-        x @ x  # warm-up: the first product builds the kernel
+        torch.mm(x, x)  # warm-up: the first product builds the kernel
     for _ in range(_PROBE_ROUNDS):
         for dtype, x in operands.items():
             start = time.perf_counter()
-            x @ x
+            torch.mm(x, x)
             seconds[dtype].append(time.perf_counter() - start)
     return statistics.median(seconds[torch.bfloat16]) < statistics.median(seconds[torch.float32])
 

@@ -96,14 +96,15 @@ def _heads(model: nn.Module) -> set[int]:
         found.add(id(accessor()))
     for path, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if getattr(weight, "ndim", 0) == 2 and not isinstance(module, nn.Embedding):
-            if path.rsplit(".", 1)[-1] in _HEAD_NAMES or tuple(weight.shape) in sizes:  # pyright: ignore
-                found.add(id(module))
+        if not isinstance(weight, nn.Parameter) or weight.ndim != 2 or isinstance(module, nn.Embedding):
+            continue
+        if path.rsplit(".", 1)[-1] in _HEAD_NAMES or tuple(weight.shape) in sizes:
+            found.add(id(module))
     return found
 
 
 def _by_structure(p: nn.Parameter, owners: list[tuple[nn.Module, str]], heads: set[int]) -> tuple[str, str]:
-    for module, path in owners:
+    for module, _ in owners:
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and p.ndim == 2:
             tied = " (tied)" if len(owners) > 1 else ""
             return "embedding", f"weight of an Embedding{tied}"

@@ -14,8 +14,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from muonlab.optim.decay import Decay, ParamDecay
-from muonlab.optim.momentum import EMA
+from muonlab.optim.decay import Decay
 from muonlab.optim.polar import Orthogonalizer
 from muonlab.optim.scaling import shape_scale
 
@@ -36,16 +35,16 @@ class Step:
     def subtract(self, update: Tensor, factor: Scalar) -> None:
         """W ← W − factor · update, for every matrix of the stack. A weight of another dtype is rounded once."""
         if isinstance(factor, Tensor):
-            torch._foreach_sub_(self.weights, list((update * factor).unbind(0)))
+            torch._foreach_sub_(self.weights, list((update * factor).unbind(0)))  # pyright: ignore[reportPrivateImportUsage]
         else:  # the fused form: one rounding, as torch's own optimizers do it
-            torch._foreach_add_(self.weights, list(update.unbind(0)), alpha=-factor)
+            torch._foreach_add_(self.weights, list(update.unbind(0)), alpha=-factor)  # pyright: ignore[reportPrivateImportUsage]
 
     def shrink(self, factor: Scalar) -> None:
         """W ← W · (1 − factor)."""
         if isinstance(factor, Tensor):
-            torch._foreach_mul_(self.weights, list((1 - factor).flatten().unbind(0)))
+            torch._foreach_mul_(self.weights, list((1 - factor).flatten().unbind(0)))  # pyright: ignore[reportPrivateImportUsage]
         elif factor:
-            torch._foreach_mul_(self.weights, 1 - factor)
+            torch._foreach_mul_(self.weights, 1 - factor)  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Transform(Protocol):
@@ -80,11 +79,11 @@ class UpdateRule(Protocol):
 class MatrixRule:
     """momentum -> orthogonalize -> refine -> scale -> decay -> apply, on a stack of matrices (B, m, n)."""
 
+    momentum: Transform
     orthogonalize: Orthogonalizer
-    momentum: Transform = EMA()
+    scale: str  # a canonical name, see scaling.py
+    decay: Decay
     refine: tuple[Transform, ...] = ()
-    scale: str = "aspect"
-    decay: Decay = ParamDecay()
 
     matrices: ClassVar[bool] = True
 

@@ -158,4 +158,3 @@ def _own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _sync_file(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-

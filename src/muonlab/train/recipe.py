@@ -128,7 +128,9 @@ class Recipe(BaseModel):
         if self.data.source == "bin" and self.model.vocab_size is None:
             raise ValueError("model.vocab_size: missing; token shards do not say how large their vocabulary is (GPT-2's: 50304)")
         if self.train.eval_tokens < self.model.context:
-            raise ValueError(f"train.eval_tokens: expected at least model.context = {self.model.context}, got {self.train.eval_tokens}")
+            raise ValueError(
+                f"train.eval_tokens: expected at least model.context, {self.model.context}, got {self.train.eval_tokens}"
+            )
         return self
 
     @property

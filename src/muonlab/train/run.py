@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from muonlab.errors import InputError, Interrupted, RunError
 from muonlab.models.counting import size_of
 from muonlab.train import checkpoint as checkpoints
+from muonlab.train.memory import keep_freed_memory
 from muonlab.train.provenance import provenance
 from muonlab.train.recipe import Recipe
 from muonlab.train.run_folder import RunFolder, write_json
@@ -43,6 +44,7 @@ def train(
     *,
     device: str | None = None,
     threads: int | None = None,
+    bf16_fast: bool | None = None,
     resume: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
@@ -58,7 +60,9 @@ def train(
     if known is not None and (result := folder.result()) is not None:
         say(f"{out}: already {result['status']}")
         return result
-    machine = _machine(known, recipe, device, threads, say)
+    machine = _machine(known, recipe, device, threads, bf16_fast, say)
+    if machine.device == "cpu":
+        keep_freed_memory()
     trainer = Trainer(recipe, seed, machine)
     if known is not None and known["data"]["sha256"] != trainer.data["sha256"]:
         raise InputError(f"{out}: the corpus has changed since the run began (SHA-256 differs): start a new run")
@@ -78,7 +82,12 @@ class _Session:
     """One process's share of a run."""
 
     def __init__(
-        self, trainer: Trainer, folder: RunFolder, request: StopRequest, on_progress: Callable[[Progress], None], say: Callable[[str], None]
+        self,
+        trainer: Trainer,
+        folder: RunFolder,
+        request: StopRequest,
+        on_progress: Callable[[Progress], None],
+        say: Callable[[str], None],
     ) -> None:
         self.trainer, self.folder, self.request, self.on_progress, self.say = trainer, folder, request, on_progress, say
         self.settings = trainer.recipe.train
@@ -103,14 +112,14 @@ class _Session:
                 return self._finish("diverged")
             if last or trainer.step % settings.checkpoint_every == 0:
                 self._checkpoint()
-            if self.request.signum is not None and not last:
-                self._stop(self.request.signum)
             if look:
                 done = trainer.step - first_step
                 pace = (time.perf_counter() - began) / done
                 rate = trainer.step * trainer.recipe.tokens_per_step / self.seconds
                 left = pace * (settings.steps - trainer.step)
                 self.on_progress(Progress(trainer.step, settings.steps, self.train_loss, self.val_loss, rate, left))
+            if self.request.signum is not None and not last:
+                self._stop(self.request.signum)
         return self._finish("finished")
 
     def _restore(self) -> None:
@@ -128,7 +137,8 @@ class _Session:
         if not look and not evaluate:
             return True
         trainer = self.trainer
-        row: dict[str, Any] = {"step": trainer.step, "tokens": trainer.step * trainer.recipe.tokens_per_step, "seconds": self.seconds}
+        tokens = trainer.step * trainer.recipe.tokens_per_step
+        row: dict[str, Any] = {"step": trainer.step, "tokens": tokens, "seconds": self.seconds}
         if look:
             row |= {"train_loss": self.train_loss, "lr": trainer.optimizer.param_groups[0]["lr"]}
         if evaluate:
@@ -147,7 +157,8 @@ class _Session:
     def _stop(self, signum: int) -> None:
         self._checkpoint()
         name = signal.Signals(signum).name
-        raise Interrupted(signum, f"{self.folder.path}: stopped by {name} after step {self.trainer.step}, saved; go on with --resume")
+        where = f"{self.folder.path}: stopped by {name} after step {self.trainer.step}"
+        raise Interrupted(signum, f"{where}, saved; the same command with --resume goes on")
 
     def _finish(self, status: str) -> dict[str, Any]:
         rows = self.folder.rows()
@@ -177,21 +188,27 @@ def _check(folder: RunFolder, recipe: Recipe, seed: int, resume: bool) -> dict[s
     if known["id"] != recipe.run_id(seed):
         before = flat({**known["recipe"], "seed": known["seed"]})
         now = flat({**recipe.canonical(), "seed": seed})
-        changed = [f"{key}: {before.get(key)} there, {now.get(key)} now" for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-        raise InputError(f"{folder.path}: holds another run ({'; '.join(changed)}): choose another folder with --out")
+        differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        changed = "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in differ)
+        raise InputError(f"{folder.path}: holds another run ({changed}): choose another folder with --out")
     return known
 
 
 def _machine(
-    known: dict[str, Any] | None, recipe: Recipe, device: str | None, threads: int | None, say: Callable[[str], None]
+    known: dict[str, Any] | None,
+    recipe: Recipe,
+    device: str | None,
+    threads: int | None,
+    bf16_fast: bool | None,
+    say: Callable[[str], None],
 ) -> Machine:
     if known is None:
-        return choose_machine(recipe, device, threads)
+        return choose_machine(recipe, device, threads, bf16_fast)
     before = Machine(**known["machine"])
-    now = choose_machine(recipe, device or before.device, threads or before.threads)
+    now = choose_machine(recipe, device or before.device, threads or before.threads, before.bf16_fast)
     if (now.device, now.threads) != (before.device, before.threads):
         say(f"began on {before.device} with {before.threads} threads, goes on with {now.device} and {now.threads}: not bit for bit")
-    return Machine(now.device, before.precision, now.threads)
+    return replace(now, precision=before.precision)
 
 
 def _describe(recipe: Recipe, seed: int, trainer: Trainer) -> dict[str, Any]:

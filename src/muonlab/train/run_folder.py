@@ -67,7 +67,7 @@ class RunFolder:
         """Refuses a second process on this run. The lock ends with its process, however that ends."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "w")
+            file = open(self.path / ".lock", "w")  # noqa: SIM115 (held until the with below ends)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written: {error.strerror}; choose another folder with --out") from None
         with file:

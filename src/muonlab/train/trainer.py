@@ -14,7 +14,7 @@ from torch import Tensor
 from muonlab.data import corpus
 from muonlab.data.loader import Batch, Loader, validation_batches
 from muonlab.errors import InputError
-from muonlab.optim.precision import bf16_is_fast
+from muonlab.optim.precision import bf16_is_fast, pin
 from muonlab.streams import stream_seed
 from muonlab.train.checkpoint import Checkpoint
 from muonlab.train.recipe import Recipe
@@ -27,13 +27,17 @@ class Machine:
     device: str
     precision: Literal["float32", "bf16"]
     threads: int
+    bf16_fast: bool  # whether orthogonalizers compute their products in bf16
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def choose_machine(recipe: Recipe, device: str | None = None, threads: int | None = None) -> Machine:
-    """The device asked for, or CUDA where there is one; bf16 where the device is fast at it. InputError if it is not there."""
+def choose_machine(recipe: Recipe, device: str | None = None, threads: int | None = None, bf16_fast: bool | None = None) -> Machine:
+    """The device asked for, or CUDA where there is one; bf16 where the device is fast at it (measured, unless given).
+
+    Raises InputError for a device that is not there.
+    """
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         kind = torch.device(name).type
@@ -47,10 +51,11 @@ def choose_machine(recipe: Recipe, device: str | None = None, threads: int | Non
         raise InputError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices")
     threads = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
+    fast = bf16_is_fast(kind) if bf16_fast is None else bf16_fast
     precision = recipe.train.precision
     if precision == "auto":
-        precision = "bf16" if bf16_is_fast(kind) else "float32"
-    return Machine(name, precision, threads)
+        precision = "bf16" if fast else "float32"
+    return Machine(name, precision, threads, fast)
 
 
 class Trainer:
@@ -60,6 +65,7 @@ class Trainer:
         self.recipe, self.seed, self.machine = recipe, seed, machine
         self.step = 0
         torch.set_num_threads(machine.threads)
+        pin(torch.device(machine.device).type, machine.bf16_fast)
         torch.manual_seed(stream_seed(seed, "torch"))  # nothing here draws from it; a user's model may
         text = corpus.load(recipe.data)
         self.data = text.provenance

@@ -1,0 +1,160 @@
+"""Live progress on stderr: a bar for one run, a grid of arms × seeds for a sweep; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from muonlab.lab.results import Results
+    from muonlab.lab.runner import Event
+    from muonlab.train.run import Progress as RunProgress
+
+_STYLES = {"better": "bold green", "worse": "bold red", "equivalent": "bold blue", "undecided": "yellow"}
+_PLAIN_EVERY = 15.0  # seconds between lines about one run where there is no terminal
+
+
+def duration(seconds: float) -> str:
+    whole = max(0, round(seconds))
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def _losses(progress: RunProgress) -> str:
+    train = "" if progress.train_loss is None else f"train {progress.train_loss:.3f}"
+    return train + ("" if progress.val_loss is None else f"  val {progress.val_loss:.3f}")
+
+
+class RunDisplay:
+    """A bar for one run."""
+
+    def __init__(self, name: str) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.live = self.console.is_terminal
+        self.last_line = time.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} steps  {task.fields[note]}"),
+            console=self.console,
+        )
+        self.task = self.bar.add_task(name, total=1, note="starting")
+
+    def __enter__(self) -> RunDisplay:
+        if self.live:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.bar.stop()
+
+    def update(self, progress: RunProgress) -> None:
+        note = f"{_losses(progress)}  {progress.tokens_per_second:,.0f} tokens/s  {duration(progress.seconds_left)} left"
+        self.bar.update(self.task, completed=progress.step, total=progress.steps, note=note)
+        if not self.live and (time.monotonic() - self.last_line > _PLAIN_EVERY or progress.step == progress.steps):
+            self.last_line = time.monotonic()
+            self.say(f"step {progress.step}/{progress.steps}  {note}")
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+
+class SweepDisplay:
+    """Arms × seeds: what each run is doing, and how long the whole will take."""
+
+    def __init__(self, cells: list[str], seeds: list[int]) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.cells, self.seeds = cells, seeds
+        self.state: dict[tuple[str, int], Event] = {}
+        self.began = time.monotonic()
+        self.already = 0
+        self.live = Live(console=self.console, refresh_per_second=4, get_renderable=self._render)
+
+    def __enter__(self) -> SweepDisplay:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def hear(self, event: Event) -> None:
+        key = (event.cell, event.seed)
+        if key not in self.state and event.kind in ("finished", "diverged"):
+            self.already += 1
+        before = self.state.get(key)
+        self.state[key] = event
+        if self.console.is_terminal or event.kind == "progress" or (before is None and event.kind != "started"):
+            return
+        done = sum(e.kind in ("finished", "diverged") for e in self.state.values())
+        text = f"{event.cell}, seed {event.seed}: {event.kind}"
+        if before is not None and before.progress is not None:
+            text += f"  {_losses(before.progress)}  {before.progress.tokens_per_second:,.0f} tokens/s"
+        self.console.print(f"[{done}/{self._total}] {text}  {self._left()}", markup=False, soft_wrap=True)
+
+    @property
+    def _total(self) -> int:
+        return len(self.cells) * len(self.seeds)
+
+    def _left(self) -> str:
+        share = [self._share(event) for event in self.state.values()]
+        done = sum(share) - self.already
+        remaining = self._total - self.already - done
+        if done <= 0:
+            return ""
+        return f"{duration((time.monotonic() - self.began) * remaining / done)} left" if remaining > 1e-9 else "done"
+
+    @staticmethod
+    def _share(event: Event) -> float:
+        if event.kind == "progress" and event.progress is not None:
+            return event.progress.step / event.progress.steps
+        return float(event.kind in ("finished", "diverged"))
+
+    def _render(self) -> Group:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("arm")
+        for seed in self.seeds:
+            table.add_column(f"seed {seed}")
+        for cell in self.cells:
+            table.add_row(cell, *(self._cell(self.state.get((cell, seed))) for seed in self.seeds))
+        done = sum(event.kind in ("finished", "diverged") for event in self.state.values())
+        speed = sum(e.progress.tokens_per_second for e in self.state.values() if e.kind == "progress" and e.progress is not None)
+        rate = f"{speed:,.0f} tokens/s  " if speed else ""
+        return Group(table, Text(f"{done}/{self._total} runs  {rate}{self._left()}", style="dim"))
+
+    @staticmethod
+    def _cell(event: Event | None) -> Text:
+        if event is None:
+            return Text("waiting", style="dim")
+        if event.kind == "progress" and event.progress is not None:
+            p = event.progress
+            loss = p.val_loss if p.val_loss is not None else p.train_loss
+            return Text(f"{100 * p.step / p.steps:3.0f} %  {loss:.3f}" if loss is not None else f"{100 * p.step / p.steps:3.0f} %")
+        styles = {"finished": "green", "diverged": "red", "failed": "bold red", "stopped": "yellow", "started": "dim"}
+        return Text(event.kind, style=styles.get(event.kind, ""))
+
+
+def print_results(results: Results) -> None:
+    """The table of arms and the answer, on stdout."""
+    from muonlab.lab.report import answer, notes, table
+
+    console = Console(highlight=False)
+    console.print(f"\n{results.plan['question']}\n", style="bold", markup=False)
+    header, rows = table(results)
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, name in enumerate(header):
+        shown.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+    console.print(shown)
+    console.print()
+    for sentence in [*answer(results), *notes(results)]:
+        console.print(sentence, markup=False, soft_wrap=True)

@@ -1,0 +1,172 @@
+"""A sweep's runs as the figures of its report: one row an arm, one an evaluation, one a run. Plain data, no torch."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from muonlab.lab import stats
+from muonlab.lab.store import RunRecord, Sweep
+from muonlab.train.settings import flat
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One cell of the experiment, over its seeds."""
+
+    name: str
+    arm: str
+    swept: dict[str, Any]
+    changes: dict[str, Any]  # what differs from the baseline's recipe (dotted key -> value)
+    planned: int
+    finished: int
+    diverged: int
+    summary: stats.Summary | None  # of the finished runs' metric
+    steps_to_target: float | None  # median over the runs; a miss counts as later than all others
+    seconds_to_target: float | None
+    reached: int
+    seconds: float | None  # median training seconds of the finished runs
+    comparison: stats.Comparison | None = None
+    verdict: stats.Verdict | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    plan: dict[str, Any]
+    arms: list[ArmResult]
+    runs: list[RunRecord]
+
+    @property
+    def baseline(self) -> ArmResult | None:
+        return next((arm for arm in self.arms if arm.name == self.plan["baseline"]), None)
+
+    @property
+    def complete(self) -> bool:
+        return all(run.status in ("finished", "diverged") for run in self.runs)
+
+    @property
+    def swept_key(self) -> str | None:
+        """The one key that a grid sweeps over, if there is exactly one."""
+        keys = {key for arm in self.arms for key in arm.swept}
+        return keys.pop() if len(keys) == 1 else None
+
+    def best(self) -> list[ArmResult]:
+        """The best cell of each arm, by the mean; cells with diverged runs are out."""
+        found: dict[str, ArmResult] = {}
+        for arm in self.arms:
+            if arm.summary is None or arm.diverged or arm.finished < arm.planned:
+                continue
+            before = found.get(arm.arm)
+            if before is None or before.summary is None or arm.summary.mean < before.summary.mean:
+                found[arm.arm] = arm
+        return list(found.values())
+
+    def on_edge(self, arm: ArmResult) -> bool:
+        """True if an arm's best value is the smallest or largest that was tried: the optimum may lie beyond."""
+        key = self.swept_key
+        if key is None:
+            return False
+        values = [other.swept[key] for other in self.arms if other.arm == arm.arm and key in other.swept]
+        return len(values) > 1 and all(isinstance(v, int | float) for v in values) and arm.swept[key] in (min(values), max(values))
+
+    def curves(self) -> list[dict[str, Any]]:
+        """Mean, lowest and highest validation loss over the seeds, for each arm and evaluated step."""
+        points = []
+        for arm in self.arms:
+            by_step: dict[int, list[dict[str, Any]]] = {}
+            for run in self.runs:
+                if run.cell == arm.name:
+                    for row in run.evaluations:
+                        by_step.setdefault(row["step"], []).append(row)
+            for step, rows in sorted(by_step.items()):
+                losses = [row["val_loss"] for row in rows]
+                points.append(
+                    {
+                        "arm": arm.name,
+                        "step": step,
+                        "seconds": statistics.fmean(row["seconds"] for row in rows),
+                        "mean": statistics.fmean(losses),
+                        "low": min(losses),
+                        "high": max(losses),
+                        "seeds": len(losses),
+                    }
+                )
+        return points
+
+    def finals(self) -> list[dict[str, Any]]:
+        """The metric of every finished run."""
+        swept = {arm.name: arm.swept for arm in self.arms}
+        arm_of = {arm.name: arm.arm for arm in self.arms}
+        metric = self.plan["metric"]
+        return [
+            {"arm": run.cell, "family": arm_of[run.cell], "seed": run.seed, "value": run.result[metric], **swept[run.cell]}
+            for run in self.runs
+            if run.status == "finished"
+        ]
+
+
+def compute(sweep: Sweep) -> Results:
+    """All figures of a sweep, from what is in its folder now."""
+    plan = sweep.plan
+    recipes = {cell["name"]: flat(cell["recipe"]) for cell in plan["cells"]}
+    reference = recipes.get(plan["baseline"] or plan["cells"][0]["name"], {})
+    arms = [_arm(sweep, cell, recipes[cell["name"]], reference) for cell in plan["cells"]]
+    return Results(plan, _judged(sweep, arms), sweep.runs)
+
+
+def _arm(sweep: Sweep, cell: dict[str, Any], recipe: dict[str, Any], reference: dict[str, Any]) -> ArmResult:
+    plan, runs = sweep.plan, sweep.of(cell["name"])
+    finished = [run for run in runs if run.status == "finished"]
+    ended = [run for run in runs if run.status in ("finished", "diverged")]
+    target = plan["target"]
+    hits = [run.first_at(target) for run in ended] if target is not None else []
+    values = [run.result[plan["metric"]] for run in finished]
+    keys = sorted({*recipe, *reference})
+    return ArmResult(
+        name=cell["name"],
+        arm=cell["arm"],
+        swept=cell["swept"],
+        changes={key: recipe.get(key) for key in keys if recipe.get(key) != reference.get(key)},
+        planned=len(runs),
+        finished=len(finished),
+        diverged=len(ended) - len(finished),
+        summary=stats.summarize(values, plan["alpha"]) if values else None,
+        steps_to_target=stats.median_with_misses([hit["step"] if hit else None for hit in hits]),
+        seconds_to_target=stats.median_with_misses([hit["seconds"] if hit else None for hit in hits]),
+        reached=sum(hit is not None for hit in hits),
+        seconds=statistics.median([run.result["seconds"] for run in finished]) if finished else None,
+    )
+
+
+def _judged(sweep: Sweep, arms: list[ArmResult]) -> list[ArmResult]:
+    """The arms, each but the baseline with its comparison and verdict."""
+    plan = sweep.plan
+    baseline = next((arm for arm in arms if arm.name == plan["baseline"]), None)
+    if baseline is None or baseline.summary is None:
+        return arms
+    values = {arm.name: [r.result[plan["metric"]] for r in sweep.of(arm.name) if r.status == "finished"] for arm in arms}
+    others = [arm for arm in arms if arm is not baseline and arm.summary is not None]
+    level = {"alpha": plan["alpha"], "margin": plan["margin"]}
+    found = {arm.name: stats.compare(values[arm.name], values[baseline.name], **level) for arm in others}
+    adjusted = dict(zip(found, stats.holm([c.p for c in found.values()]), strict=True))
+    judged = []
+    for arm in arms:
+        if arm.name in found:
+            c = found[arm.name]
+            verdict = stats.decide(c, adjusted[arm.name], **level, diverged=arm.diverged)
+            if baseline.diverged:
+                verdict = stats.Verdict("undecided", f"{baseline.diverged} of the baseline's runs diverged")
+            elif arm.finished < arm.planned or baseline.finished < baseline.planned:
+                verdict = stats.Verdict("undecided", f"runs are missing; so far {verdict.word}: {verdict.reason}")
+            arm = ArmResult(**{**vars(arm), "comparison": c, "verdict": verdict})
+        elif arm is not baseline and arm.diverged:
+            arm = ArmResult(**{**vars(arm), "verdict": stats.Verdict("undecided", "all of its runs that ended diverged")})
+        judged.append(arm)
+    return judged
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A figure for a table; an en dash where there is none."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"

@@ -1,0 +1,79 @@
+"""The folder of a sweep: what was planned (experiment.json) and one folder for each run. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from muonlab.errors import InputError
+from muonlab.train.run_folder import RunFolder, read_json, write_json
+
+_PLAN = "experiment.json"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run as its folder tells it. status: finished, diverged, unfinished, missing or damaged."""
+
+    cell: str
+    seed: int
+    folder: str
+    status: str
+    result: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    run: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row.get("val_loss") is not None]
+
+    def first_at(self, target: float) -> dict[str, Any] | None:
+        """The first evaluation at or below `target`, None if there was none."""
+        return next((row for row in self.evaluations if row["val_loss"] <= target), None)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """plan: the content of experiment.json; runs: one record for each planned run, in the plan's order."""
+
+    plan: dict[str, Any]
+    runs: list[RunRecord]
+
+    def of(self, cell: str) -> list[RunRecord]:
+        return [run for run in self.runs if run.cell == cell]
+
+
+def write_plan(directory: Path, plan: dict[str, Any]) -> None:
+    """Writes experiment.json. Raises InputError if the folder cannot be written or belongs to another experiment."""
+    known = read_json(directory / _PLAN)
+    if known is not None and known["name"] != plan["name"]:
+        raise InputError(f"{directory}: holds the experiment {known['name']!r}: choose another folder with --out")
+    if known == plan:
+        return
+    try:
+        (directory / "runs").mkdir(parents=True, exist_ok=True)
+        write_json(directory / _PLAN, plan)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written: {error.strerror}; choose another folder with --out") from None
+
+
+def load_sweep(directory: str | Path) -> Sweep:
+    """Reads a sweep's folder, finished or not. Raises InputError if it is none."""
+    directory = Path(directory)
+    plan = read_json(directory / _PLAN)
+    if plan is None:
+        raise InputError(f"{directory}: expected the folder of a sweep (with {_PLAN}); run `muonlab sweep EXPERIMENT` first")
+    return Sweep(plan, [_record(directory, planned) for planned in plan["runs"]])
+
+
+def _record(directory: Path, planned: dict[str, Any]) -> RunRecord:
+    folder = RunFolder(directory / "runs" / planned["folder"])
+    about = (planned["cell"], planned["seed"], planned["folder"])
+    try:
+        run, result = folder.run(), folder.result()
+    except InputError:
+        return RunRecord(*about, status="damaged")
+    if run is None:
+        return RunRecord(*about, status="missing")
+    return RunRecord(*about, status=result["status"] if result else "unfinished", result=result or {}, rows=folder.rows(), run=run)

@@ -1,0 +1,66 @@
+"""What several tests share: a tiny recipe on a text file, and the command line in this process."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from muonlab.cli import main as cli
+
+TINY = """
+[model]
+layers = 2
+width = 32
+head_width = 16
+context = 32
+
+[data]
+source = "text"
+files = ["corpus.txt"]
+
+[optimizer]
+name = "normuon"
+lr = 0.02
+aux_lr = 0.01
+
+[train]
+steps = 12
+batch = 4
+precision = "float32"
+eval_every = 4
+eval_tokens = 128
+log_every = 1
+checkpoint_every = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Equal bits need equal thread counts; one is also the fastest at these sizes."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with corpus.txt (20 kB of words) and tiny.toml (12 steps, about a second)."""
+    monkeypatch.chdir(tmp_path)
+    words = random.Random(0)
+    vocabulary = ["muon", "weight", "gradient", "matrix", "the", "of", "polar", "factor", "step"]
+    (tmp_path / "corpus.txt").write_text(" ".join(words.choice(vocabulary) for _ in range(4000)))
+    (tmp_path / "tiny.toml").write_text(TINY)
+    return tmp_path
+
+
+@pytest.fixture
+def muonlab(capsys: pytest.CaptureFixture[str]):
+    """muonlab("train", ...) -> (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.run([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

@@ -1,0 +1,144 @@
+"""What every optimizer must do. Variants are found by themselves: a new file in optim/variants is tested from its first day."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import muonlab
+from muonlab.optim import Optimizer
+from muonlab.optim.variants import variant, variants
+
+NAMES = list(variants())
+
+
+def network(seed=0, dtype=torch.float32):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)).to(dtype)
+
+
+def problem(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(64, 12, generator=generator).to(dtype)
+    return x, torch.stack([x[:, 0] * x[:, 1], x[:, 2].abs(), x[:, 3]], dim=1)
+
+
+def train(model, optimizer, steps, dtype=torch.float32):
+    x, y = problem(dtype)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_converges(name):
+    model = network()
+    losses = train(model, muonlab.optimizer(model, name, lr=0.02, aux_lr=0.01), 150)
+    assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_deterministic(name):
+    results = []
+    for _ in range(2):
+        model = network()
+        train(model, muonlab.optimizer(model, name, lr=0.02, weight_decay=0.1), 5)
+        results.append(weights(model))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stack_equals_loop(name):
+    """Four equal shapes in one stack, or each with an optimizer of its own."""
+    generator = torch.Generator().manual_seed(2)
+    start = [torch.randn(5, 8, generator=generator, dtype=torch.float64) for _ in range(4)]
+    together, apart = ([nn.Parameter(w.clone()) for w in start] for _ in range(2))
+    rule = variant(name).rule()
+    optimizers = [Optimizer(together, rule, lr=0.1, weight_decay=0.2), *(Optimizer([p], rule, lr=0.1, weight_decay=0.2) for p in apart)]
+    for _ in range(5):
+        for p, q in zip(together, apart, strict=True):
+            p.grad = torch.randn(5, 8, generator=generator, dtype=torch.float64)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, q in zip(together, apart, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resumes_exactly(name, dtype):
+    """Through torch.save and a weights_only load, into a fresh optimizer of a fresh model."""
+    options = {"lr": 0.02, "weight_decay": 0.1, "lr_mul": {"2.weight": 0.5}}
+    model = network(dtype=dtype)
+    optimizer = muonlab.optimizer(model, name, **options)
+    train(model, optimizer, 4, dtype)
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    train(model, optimizer, 4, dtype)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    again = network(seed=99, dtype=dtype)
+    other = muonlab.optimizer(again, name, **options)
+    again.load_state_dict(saved["model"])
+    other.load_state_dict(saved["optimizer"])
+    train(again, other, 4, dtype)
+    assert torch.equal(weights(model), weights(again))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_is_float32_for_half_precision_parameters(name):
+    model = network(dtype=torch.bfloat16)
+    optimizer = muonlab.optimizer(model, name)
+    train(model, optimizer, 2, torch.bfloat16)
+    tensors = [t for state in optimizer.state.values() for t in state.values()]
+    assert tensors
+    assert all(t.dtype == torch.float32 for t in tensors)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zero_gradients_give_a_zero_update(name):
+    model = network()
+    optimizer = muonlab.optimizer(model, name)
+    before = weights(model)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.equal(weights(model), before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_left_alone(name):
+    model = network()
+    optimizer = muonlab.optimizer(model, name)
+    train(model, optimizer, 2)
+    grads = copy.deepcopy([p.grad for p in model.parameters()])
+    optimizer.step()
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cites_its_source_and_states_its_formula(name):
+    found = variant(name)
+    assert "arXiv" in found.source or "http" in found.source
+    assert "W ←" in found.formula
+    assert found.factory.__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_refuses_unknown_options(name):
+    with pytest.raises(ValueError, match="unknown option"):
+        muonlab.optimizer(network(), name, momentun=0.9)

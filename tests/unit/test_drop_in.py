@@ -1,0 +1,88 @@
+"""muonlab.Muon in torch.optim.Muon's place: arguments, groups, state dicts, and a bug of torch's that we do not have."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+import muonlab
+
+
+def parameter(m=6, n=9, seed=0, dtype=torch.float32):
+    p = nn.Parameter(torch.randn(m, n, generator=torch.Generator().manual_seed(seed)).to(dtype))
+    p.grad = torch.randn(m, n, generator=torch.Generator().manual_seed(seed + 1)).to(dtype)
+    return p
+
+
+def test_arguments_and_defaults_are_torchs():
+    ours = inspect.signature(muonlab.Muon.__init__).parameters
+    theirs = inspect.signature(torch.optim.Muon.__init__).parameters
+    assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+
+
+def test_momentum_buffer_of_bf16_parameters_is_not_normalized():
+    """torch.optim.Muon 2.13 with nesterov=False divides the buffer itself by its norm; ours must keep the mean of gradients."""
+    p = parameter(dtype=torch.bfloat16)
+    muonlab_optimizer = muonlab.Muon([p], nesterov=False)
+    muonlab_optimizer.step()
+    torch.testing.assert_close(muonlab_optimizer.state[p]["momentum_buffer"], 0.05 * p.grad.float())
+
+
+def test_groups_may_differ_in_every_argument():
+    a, b = parameter(seed=0), parameter(seed=0)
+    optimizer = muonlab.Muon([{"params": [a], "nesterov": False, "lr": 0.5}, {"params": [b], "ns_steps": 1}], lr=0.1)
+    reference = torch.optim.Muon(
+        [{"params": [c := parameter(seed=0)], "nesterov": False, "lr": 0.5}, {"params": [d := parameter(seed=0)], "ns_steps": 1}],
+        lr=0.1,
+    )
+    optimizer.step()
+    reference.step()
+    torch.testing.assert_close(a, c, rtol=0, atol=0.01)
+    torch.testing.assert_close(b, d, rtol=0, atol=0.01)
+    assert not torch.allclose(a, b, atol=0.01)
+
+
+def test_state_dicts_pass_both_ways():
+    """A run begun with torch's optimizer goes on with ours, and back."""
+    ours, theirs = parameter(), parameter()
+    a, b = muonlab.Muon([ours], lr=0.05), torch.optim.Muon([theirs], lr=0.02)
+    b.step()
+    ours.data.copy_(theirs.data)
+    a.load_state_dict(b.state_dict())
+    assert a.param_groups[0]["lr"] == 0.02
+    a.step()
+    b.step()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
+    b.load_state_dict(a.state_dict())
+    b.step()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, "lr >= 0, got -1"),
+        ({"lr": float("nan")}, "lr >= 0, got nan"),
+        ({"momentum": -0.1}, "momentum >= 0"),
+        ({"adjust_lr_fn": "spectral"}, "match_rms_adamw"),
+        ({"ns_steps": 100}, "ns_steps < 100"),
+        ({"ns_coefficients": (1.0, 2.0)}, "ns_coefficients"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        muonlab.Muon([parameter()], **options)
+
+
+def test_vectors_are_refused_with_a_remedy():
+    with pytest.raises(ValueError, match=r"2-D parameter .* got shape \(4,\).*adamw"):
+        muonlab.Muon([nn.Parameter(torch.ones(4))])
+
+
+def test_tensor_learning_rate():
+    a, b = parameter(), parameter()
+    muonlab.Muon([a], lr=torch.tensor(0.1)).step()
+    muonlab.Muon([b], lr=0.1).step()
+    torch.testing.assert_close(a, b)

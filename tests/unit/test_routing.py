@@ -1,0 +1,110 @@
+"""Which parameter gets which rule, and that nothing is decided in silence."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+import muonlab
+from muonlab.optim.routing import assign
+
+
+class Tiny(nn.Module):
+    def __init__(self, tied=False, head="lm_head"):
+        super().__init__()
+        self.wte = nn.Embedding(40, 8)
+        self.up = nn.Linear(8, 16)
+        self.conv = nn.Conv1d(8, 8, 3)
+        self.norm = nn.LayerNorm(8)
+        setattr(self, head, nn.Linear(8, 40, bias=False))
+        if tied:
+            getattr(self, head).weight = self.wte.weight
+
+
+def roles(model, **options):
+    return {a.name: a.role for a in assign(model, **options)}
+
+
+def test_roles_follow_the_structure():
+    found = roles(Tiny())
+    assert found["wte.weight"] == "embedding"
+    assert found["up.weight"] == "matrix"
+    assert found["up.bias"] == found["norm.weight"] == found["conv.weight"] == "vector"
+    assert found["lm_head.weight"] == "head"
+
+
+@pytest.mark.parametrize("name", ["lm_head", "head", "unembed", "strange_name"])
+def test_the_head_is_never_a_hidden_matrix(name):
+    """By name, or, whatever its name, by having the embedding's size: a public helper sends lm_head to Muon."""
+    assert roles(Tiny(head=name))[f"{name}.weight"] == "head"
+
+
+def test_tied_weights_are_covered_once_as_embedding():
+    model = Tiny(tied=True)
+    found = assign(model)
+    assert [a.name for a in found].count("wte.weight") == 1
+    assert "lm_head.weight" not in {a.name for a in found}
+    assert roles(model)["wte.weight"] == "embedding"
+
+
+def test_every_parameter_is_covered_exactly_once():
+    model = Tiny()
+    optimizer = muonlab.optimizer(model, "muon")
+    covered = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(covered) == sorted(id(p) for p in model.parameters())
+
+
+def test_overrides_win_and_a_pattern_that_matches_nothing_raises():
+    assert roles(Tiny(), roles={"up.*": "vector"})["up.weight"] == "vector"
+    with pytest.raises(ValueError, match=r"'upp\.weight' matches none of the .* nearest name is 'up\.weight'"):
+        assign(Tiny(), {"upp.weight": "vector"})
+    with pytest.raises(ValueError, match="matches none"):
+        muonlab.optimizer(Tiny(), "muon", lr_mul={"blocks.*": 2.0})
+    with pytest.raises(ValueError, match="unknown role 'vectr'"):
+        assign(Tiny(), {"up.weight": "vectr"})
+    with pytest.raises(ValueError, match=r"needs a 2-D parameter, got shape \(16,\)"):
+        assign(Tiny(), {"up.bias": "matrix"})
+
+
+def test_models_without_parameters_or_matrices_are_refused():
+    with pytest.raises(ValueError, match="without any"):
+        assign(nn.ReLU())
+    with pytest.raises(ValueError, match="no hidden matrix"):
+        muonlab.optimizer(nn.LayerNorm(4), "muon")
+
+
+def test_the_plan_says_what_happens_to_each_parameter():
+    optimizer = muonlab.optimizer(
+        Tiny(), "normuon", lr=0.02, weight_decay=0.1, aux_lr={"head": 0.004, "embedding": 0.7, "vector": 0.01}, lr_mul={"up.weight": 0.5}
+    )
+    rows = {row.name: row for row in optimizer.plan}
+    assert len(rows) == 8
+    assert rows["up.weight"].lr == pytest.approx(0.02 * 0.5 * 2**0.5)
+    assert rows["up.weight"].decay == pytest.approx(0.02 * 0.5 * 0.1)
+    assert rows["lm_head.weight"].lr == 0.004
+    assert rows["wte.weight"].lr == 0.7
+    assert rows["norm.bias"].rule == "adamw"
+    text = str(optimizer.plan)
+    for expected in ("nesterov -> polar_express5 -> variance_reduction(long) -> aspect -> cautious_decay", "lm_head.weight", "why"):
+        assert expected in text
+
+
+def test_the_plan_follows_the_groups():
+    optimizer = muonlab.optimizer(Tiny(), "muon", lr=0.02)
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.5
+    assert {row.name: row.lr for row in optimizer.plan}["up.weight"] == pytest.approx(0.01 * 2**0.5)
+
+
+def test_names_of_optimizers():
+    assert muonlab.optimizers() == ["adamw", "muon", "normuon"]
+    assert muonlab.optimizers("norm*") == ["normuon"]
+    with pytest.raises(ValueError, match="Did you mean 'normuon'"):
+        muonlab.optimizer(Tiny(), "normuo")
+
+
+def test_ambiguous_and_foreign_names_of_shape_rules():
+    with pytest.raises(ValueError, match=r"rms_to_rms.*sqrt_max"):
+        muonlab.optimizer(Tiny(), "muon", scale="spectral")
+    lr = {row.name: row.lr for row in muonlab.optimizer(Tiny(), "muon", lr=1.0, scale="match_rms_adamw").plan}
+    assert lr["up.weight"] == pytest.approx(0.2 * 4)

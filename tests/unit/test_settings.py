@@ -1,0 +1,122 @@
+"""Recipes: what is read, what is refused and in which words, what a run's identity follows."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from muonlab.errors import InputError
+from muonlab.train.recipe import Recipe, load_recipe
+from muonlab.train.schedule import ScheduleConfig
+from muonlab.train.settings import flat, nested, with_overrides
+
+
+def recipe(**tables):
+    return Recipe.model_validate({"model": {"context": 64}, **tables})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "messages"),
+    [
+        (["optimizer.lrr=1"], ["optimizer: lrr: unknown key for normuon; did you mean 'lr'?"]),
+        (["model.widht=64"], ["model.widht: unknown key; did you mean 'width'?"]),
+        (["trian.steps=3"], ["trian: unknown key; did you mean 'train'?"]),
+        (["optimizer.lr=-0.1"], ["optimizer.lr: expected greater than 0, got -0.1"]),
+        (["optimizer.lr=nan"], ["optimizer.lr: expected a finite number, got nan"]),
+        (["optimizer.name=adam"], ["optimizer: name: unknown optimizer 'adam'; did you mean 'adamw'?"]),
+        (["optimizer.orthogonalizer=keler5"], ["Did you mean 'keller5'?"]),
+        (["optimizer.nesterov=3"], ["optimizer: nesterov: expected bool such as True, got 3"]),
+        (["optimizer.scale=spectral"], ["rms_to_rms", "sqrt_max"]),
+        (["train.batch=3", "train.accumulate=2"], ["batch 3 is not a multiple of accumulate 2"]),
+        (["train.steps=0"], ["train.steps: expected greater than 0, got 0"]),
+        (["train.steps=many"], ["train.steps: expected a valid integer", "'many'"]),
+        (["data.source=bin"], ["model.vocab_size: missing"]),
+        (["data.files=[]"], ["expected files for source 'text'"]),
+        (["train.eval_tokens=5"], ["expected at least model.context, 32"]),
+        (["schedule.shape=round"], ["schedule.shape", "'linear' or 'cosine'"]),
+        (["optimizer.lr"], ["expected key=value"]),
+    ],
+)
+def test_bad_settings_get_one_clear_message(workdir, overrides, messages):
+    with pytest.raises(InputError) as caught:
+        load_recipe("tiny.toml", overrides)
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def test_all_problems_come_at_once(workdir):
+    with pytest.raises(InputError) as caught:
+        load_recipe("tiny.toml", ["optimizer.lr=-1", "train.steps=0", "model.widht=1"])
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tiny.tml", None, "no such file; did you mean 'tiny.toml'?"),
+        ("bad.toml", b"a = ", "bad.toml: not TOML"),
+        ("bad.toml", b"\xff\xfe", "expected a TOML file in UTF-8"),
+    ],
+)
+def test_bad_files_get_one_clear_message(workdir, name, content, message):
+    if content is not None:
+        (workdir / name).write_bytes(content)
+    with pytest.raises(InputError, match=message.replace("?", r"\?")):
+        load_recipe(name)
+
+
+def test_overrides_are_toml_or_text():
+    changed = with_overrides({"a": {"x": 1, "y": 2}}, ["a.x=0.5", "a.z=[1, 2]", "b.name=muon", "b.on=true"])
+    assert changed == {"a": {"x": 0.5, "y": 2, "z": [1, 2]}, "b": {"name": "muon", "on": True}}
+    assert nested(flat(changed)) == changed
+
+
+def test_identity_follows_meaning_not_spelling(workdir):
+    (workdir / "same.toml").write_text((workdir / "tiny.toml").read_text() + "\n[schedule]\ncooldown = 0.7\n")
+    assert load_recipe("tiny.toml").run_id(0) == load_recipe("same.toml").run_id(0)
+    assert load_recipe("tiny.toml").run_id(0) != load_recipe("tiny.toml").run_id(1)
+    assert load_recipe("tiny.toml").run_id(0) != load_recipe("tiny.toml", ["optimizer.beta2=0.9"]).run_id(0)
+
+
+def test_a_canonical_recipe_reads_back_as_itself():
+    one = recipe(optimizer={"name": "normuon", "aux_lr": {"head": 0.1}, "lr_mul": {"*.up.*": 2.0}, "beta2": 0.9})
+    again = Recipe.model_validate(json.loads(json.dumps(one.canonical())))
+    assert again.run_id(3) == one.run_id(3)
+
+
+def test_the_schema_knows_the_options_of_the_optimizers():
+    properties = Recipe.model_json_schema()["$defs"]["OptimizerConfig"]["properties"]
+    assert {"name", "lr", "momentum", "orthogonalizer", "beta2"} <= set(properties)
+    assert "normuon" in properties["beta2"]["description"]
+
+
+# -- schedules -------------------------------------------------------------------------------------------------------
+
+
+def factors(steps=100, **settings):
+    schedule = ScheduleConfig(**settings)
+    return [schedule.factor(t, steps) for t in range(steps)]
+
+
+def test_linear_cooldown_is_the_benchmarks():
+    found = factors(cooldown=0.7)
+    for t, factor in enumerate(found):
+        assert factor == pytest.approx(1.0 if t < 30 else (1 - t / 100) / 0.7)
+
+
+def test_warmup_constant_and_floor():
+    found = factors(warmup_steps=10, cooldown=0.5, floor=0.1)
+    assert found[:10] == pytest.approx([(t + 1) / 10 for t in range(10)])
+    assert found[10:50] == [1.0] * 40
+    assert found[75] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert min(found[10:]) > 0.1
+    assert factors(cooldown=0.0) == [1.0] * 100
+
+
+def test_cosine_meets_linear_at_its_ends_and_middle():
+    found = factors(cooldown=1.0, shape="cosine")
+    assert found[0] == 1.0
+    assert found[50] == pytest.approx(0.5)
+    assert found[25] == pytest.approx((1 + math.cos(math.pi / 4)) / 2)

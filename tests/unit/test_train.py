@@ -1,0 +1,218 @@
+"""Runs: exact resume, accumulation, checkpoints that survive damage, and what a run's folder tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from muonlab.errors import InputError, Interrupted
+from muonlab.train import checkpoint as checkpoints
+from muonlab.train.recipe import load_recipe
+from muonlab.train.run import train
+from muonlab.train.run_folder import RunFolder, format_row, parse_row
+from muonlab.train.trainer import Trainer, choose_machine
+
+
+def losses(folder):
+    return [(row["step"], row.get("train_loss"), row.get("val_loss")) for row in RunFolder(folder).rows()]
+
+
+def stop_after(step):
+    """A progress callback that asks for a stop as Ctrl-C does, after this step."""
+
+    def callback(progress):
+        if progress.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return callback
+
+
+@pytest.mark.parametrize("stop", [1, 4, 11])
+@pytest.mark.parametrize("overrides", [[], ["optimizer.name=adamw", "train.accumulate=2", "train.grad_clip=0.5"], ["optimizer.name=muon"]])
+def test_an_interrupted_run_goes_on_bit_for_bit(workdir, stop, overrides):
+    recipe = load_recipe("tiny.toml", overrides)
+    whole = train(recipe, 5, "whole")
+    with pytest.raises(Interrupted) as caught:
+        train(recipe, 5, "parts", on_progress=stop_after(stop))
+    assert caught.value.signum == signal.SIGINT
+    assert RunFolder("parts").result() is None
+    parts = train(recipe, 5, "parts", resume=True)
+    assert parts["weights_sha256"] == whole["weights_sha256"]
+    assert losses("parts") == losses("whole")
+    assert parts["val_loss"] == whole["val_loss"]
+
+
+def test_arms_share_initial_weights_and_data_order(workdir):
+    trainers = []
+    for name in ("adamw", "muon"):
+        recipe = load_recipe("tiny.toml", [f"optimizer.name={name}"])
+        trainers.append(Trainer(recipe, 3, choose_machine(recipe, "cpu", 1)))
+    a, b = trainers
+    assert checkpoints.weights_sha256(a.model) == checkpoints.weights_sha256(b.model)
+    for _ in range(3):
+        assert torch.equal(a.loader.next()[0], b.loader.next()[0])
+
+
+def test_accumulated_gradients_are_averaged(workdir):
+    """Four micro-batches of one sequence give the gradient of one batch of four: not their sum."""
+    gradients = []
+    for parts in (1, 4):
+        recipe = load_recipe("tiny.toml", [f"train.accumulate={parts}"])
+        trainer = Trainer(recipe, 0, choose_machine(recipe, "cpu", 1))
+        trainer.optimizer.zero_grad = lambda set_to_none=True: None  # keep them to be looked at
+        trainer.train_step()
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
+def test_the_schedule_is_counted_in_optimizer_steps(workdir):
+    recipe = load_recipe("tiny.toml", ["train.accumulate=4", "train.steps=10", "schedule.cooldown=1.0"])
+    train(recipe, 0, "run")
+    rates = [row["lr"] for row in RunFolder("run").rows()]
+    assert rates == pytest.approx([0.01 * (1 - t / 10) for t in range(10)])
+
+
+def test_the_loss_falls(workdir):
+    recipe = load_recipe("tiny.toml", ["train.steps=60", "train.eval_every=60"])
+    first = losses_of_training = None
+    train(recipe, 0, "run")
+    losses_of_training = [row["train_loss"] for row in RunFolder("run").rows()]
+    first = losses_of_training[0]
+    assert first == pytest.approx(5.549, abs=0.01), "ln 257: an untrained model knows nothing"
+    assert losses_of_training[-1] < 0.6 * first
+
+
+def test_bf16_autocast_is_used_and_recorded(workdir):
+    recipe = load_recipe("tiny.toml", ["train.precision=bf16"])
+    train(recipe, 0, "run")
+    assert RunFolder("run").run()["machine"]["precision"] == "bf16"
+    train(load_recipe("tiny.toml"), 0, "other")
+    assert losses("run") != losses("other")
+    assert [step for step, _, _ in losses("run")] == [step for step, _, _ in losses("other")]
+
+
+def test_run_json_tells_where_the_figures_come_from(workdir):
+    recipe = load_recipe("tiny.toml")
+    result = train(recipe, 7, "run")
+    run = RunFolder("run").run()
+    assert run["id"] == recipe.run_id(7)
+    assert run["seed"] == 7
+    assert run["recipe"] == recipe.canonical()
+    assert set(run["provenance"]) >= {"git", "versions", "cpu", "gpu", "device", "threads", "started"}
+    assert set(run["machine"]) == {"device", "precision", "threads", "bf16_fast"}
+    assert len(run["data"]["sha256"]) == 64
+    assert run["model"]["parameters"] > 0
+    assert str(workdir) not in json.dumps(run), "no path of this machine"
+    assert result["tokens"] == 12 * 4 * 32
+    rows = RunFolder("run").rows()
+    assert [row["step"] for row in rows if "val_loss" in row] == [4, 8, 12]
+
+
+def test_a_diverged_run_is_a_result(workdir):
+    recipe = load_recipe("tiny.toml", ["optimizer.name=adamw", "optimizer.lr=1e39", "optimizer.aux_lr=1e39"])
+    result = train(recipe, 0, "run")
+    assert result["status"] == "diverged"
+    assert result["val_loss"] is None
+    assert RunFolder("run").rows()[-1]["diverged"] is True
+    assert train(recipe, 0, "run", resume=True) == result
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def interrupted(workdir, at=7):
+    recipe = load_recipe("tiny.toml")
+    with pytest.raises(Interrupted):
+        train(recipe, 5, "run", on_progress=stop_after(at))
+    return recipe, checkpoints.checkpoints(RunFolder("run").checkpoints)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("model.safetensors", lambda data: data[: len(data) // 2]),
+        ("optimizer.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+        ("manifest.json", lambda data: data[:20]),
+        ("state.json", None),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(workdir, name, spoil):
+    recipe, saved = interrupted(workdir)
+    assert [path.name for path in saved] == ["step-00000007", "step-00000006"]
+    path = saved[0] / name
+    path.unlink() if spoil is None else path.write_bytes(spoil(path.read_bytes()))
+    said = []
+    result = train(recipe, 5, "run", resume=True, say=said.append)
+    assert "step-00000007 is damaged" in said[0]
+    assert name in said[0]
+    assert "using step-00000006" in said[0]
+    assert result["weights_sha256"] == train(recipe, 5, "whole")["weights_sha256"]
+    assert losses("run") == losses("whole")
+
+
+def test_without_a_whole_checkpoint_nothing_is_guessed(workdir):
+    recipe, saved = interrupted(workdir)
+    for path in saved:
+        (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="no whole checkpoint is left"):
+        train(recipe, 5, "run", resume=True)
+
+
+def test_old_checkpoints_are_pruned_and_nothing_half_built_stays(workdir):
+    train(load_recipe("tiny.toml"), 0, "run")
+    assert sorted(p.name for p in (workdir / "run" / "checkpoints").iterdir()) == ["step-00000009", "step-00000012"]
+
+
+def test_a_full_disk_while_saving_leaves_the_older_checkpoint(workdir, monkeypatch):
+    from muonlab.errors import RunError
+
+    recipe = load_recipe("tiny.toml")
+    real, calls = checkpoints.save_file, []
+
+    def fails_later(tensors, path):
+        calls.append(path)
+        if len(calls) > 4:
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", fails_later)
+    with pytest.raises(RunError, match=r"stopped at step 6: No space left on device; step-00000003 is whole"):
+        train(recipe, 5, "run")
+    assert [p.name for p in (workdir / "run" / "checkpoints").iterdir()] == ["step-00000003"]
+    monkeypatch.undo()
+    monkeypatch.chdir(workdir)
+    assert train(recipe, 5, "run", resume=True)["weights_sha256"] == train(recipe, 5, "whole")["weights_sha256"]
+
+
+# -- folders ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_carry_a_checksum():
+    line = format_row({"step": 3, "train_loss": 0.1})
+    assert parse_row(line) == {"step": 3, "train_loss": 0.1}
+    assert parse_row(line.replace("0.1", "0.2")) is None
+    assert parse_row(line[:-5]) is None
+
+
+def test_a_folder_with_another_run_is_refused(workdir):
+    train(load_recipe("tiny.toml"), 0, "run")
+    with pytest.raises(InputError, match="holds a finished run: go on with --resume"):
+        train(load_recipe("tiny.toml"), 0, "run")
+    with pytest.raises(InputError, match=r"another run \(optimizer.lr: 0.02 there, 0.03 now; seed: 0 there, 1 now\)"):
+        train(load_recipe("tiny.toml", ["optimizer.lr=0.03"]), 1, "run", resume=True)
+
+
+def test_a_changed_corpus_is_refused(workdir):
+    recipe, _ = interrupted(workdir)
+    (workdir / "corpus.txt").write_text("something else " * 1000)
+    with pytest.raises(InputError, match="corpus has changed"):
+        train(recipe, 5, "run", resume=True)
+
+
+def test_two_processes_cannot_work_on_one_run(workdir):
+    with RunFolder("run").lock(), pytest.raises(InputError, match="another process"):
+        train(load_recipe("tiny.toml"), 0, "run")
