@@ -18,7 +18,9 @@ NAMES = list(variants())
 
 def network(seed=0, dtype=torch.float32):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)).to(dtype)
+    return nn.Sequential(
+        nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)
+    ).to(dtype)
 
 
 def problem(dtype=torch.float32):
@@ -67,7 +69,10 @@ def test_stack_equals_loop(name):
     start = [torch.randn(5, 8, generator=generator, dtype=torch.float64) for _ in range(4)]
     together, apart = ([nn.Parameter(w.clone()) for w in start] for _ in range(2))
     rule = variant(name).rule()
-    optimizers = [Optimizer(together, rule, lr=0.1, weight_decay=0.2), *(Optimizer([p], rule, lr=0.1, weight_decay=0.2) for p in apart)]
+    optimizers = [
+        Optimizer(together, rule, lr=0.1, weight_decay=0.2),
+        *(Optimizer([p], rule, lr=0.1, weight_decay=0.2) for p in apart),
+    ]
     for _ in range(5):
         for p, q in zip(together, apart, strict=True):
             p.grad = torch.randn(5, 8, generator=generator, dtype=torch.float64)

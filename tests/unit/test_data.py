@@ -96,7 +96,10 @@ def test_documents_are_split_whole_and_equal_ones_together(tmp_path, monkeypatch
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": t}) + "\n" for t in texts))
     found = corpus.load(DataConfig(source="jsonl", files=("*.jsonl",), text_key="body", validation_fraction=0.3))
     assert found.provenance["split"] == "by document hash"
-    split = [set(tokenizer.decode(part).decode().replace(" document", " \ndocument").split("\n")) for part in (found.train[0], found.validation[0])]
+    split = [
+        set(tokenizer.decode(part).decode().replace(" document", " \ndocument").split("\n"))
+        for part in (found.train[0], found.validation[0])
+    ]
     assert not split[0] & split[1]
     assert len(found.train[0]) + len(found.validation[0]) == sum(len(t) + 1 for t in texts)
 
@@ -157,7 +160,7 @@ def test_bad_files_are_refused_in_words(tmp_path, monkeypatch, name, content, co
 
 def test_a_missing_file_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="no file matches 'nothing/\\*.txt'"):
+    with pytest.raises(InputError, match=r"no file matches 'nothing/\*\.txt'"):
         corpus.load(DataConfig(source="text", files=("nothing/*.txt",)))
 
 
@@ -220,5 +223,5 @@ def test_validation_is_always_the_same_tokens():
     batches = validation_batches([segment], context=10, batch=3, tokens=70)
     assert [len(x) for x, _ in batches] == [3, 3, 1]
     assert sorted(int(t) for x, _ in batches for t in x.flatten()) == list(range(70))
-    with pytest.raises(InputError, match="eval_tokens: expected 10 .* to 990"):
+    with pytest.raises(InputError, match=r"eval_tokens: expected 10 .* to 990"):
         validation_batches([segment], context=10, batch=3, tokens=1000)

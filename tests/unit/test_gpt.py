@@ -124,7 +124,9 @@ def test_sizes_from_the_toy_to_the_benchmark():
     assert 0.8e6 < toy.parameters < 1.2e6
 
 
-@pytest.mark.parametrize(("sizes", "message"), [({"width": 100}, "multiple of head_width"), ({"head_width": 6, "width": 12}, "multiple of 4")])
+@pytest.mark.parametrize(
+    ("sizes", "message"), [({"width": 100}, "multiple of head_width"), ({"head_width": 6, "width": 12}, "multiple of 4")]
+)
 def test_sizes_that_do_not_fit_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         GPTConfig(**sizes)

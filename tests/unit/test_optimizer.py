@@ -168,7 +168,11 @@ def test_add_param_group_after_steps():
 
 def test_a_refused_group_leaves_no_trace():
     optimizer = Optimizer(parameters(1), MUON, lr=0.1)
-    for bad in ({"params": parameters(1), "lr": -1.0}, {"params": [nn.Parameter(draw(3))]}, {"params": parameters(2), "lr_mul": [1.0]}):
+    for bad in (
+        {"params": parameters(1), "lr": -1.0},
+        {"params": [nn.Parameter(draw(3))]},
+        {"params": parameters(2), "lr_mul": [1.0]},
+    ):
         with pytest.raises(ValueError, match="expected"):
             optimizer.add_param_group(bad)
     with pytest.raises(ValueError, match="unknown rule 'moun'"):

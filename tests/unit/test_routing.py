@@ -75,7 +75,12 @@ def test_models_without_parameters_or_matrices_are_refused():
 
 def test_the_plan_says_what_happens_to_each_parameter():
     optimizer = muonlab.optimizer(
-        Tiny(), "normuon", lr=0.02, weight_decay=0.1, aux_lr={"head": 0.004, "embedding": 0.7, "vector": 0.01}, lr_mul={"up.weight": 0.5}
+        Tiny(),
+        "normuon",
+        lr=0.02,
+        weight_decay=0.1,
+        aux_lr={"head": 0.004, "embedding": 0.7, "vector": 0.01},
+        lr_mul={"up.weight": 0.5},
     )
     rows = {row.name: row for row in optimizer.plan}
     assert len(rows) == 8

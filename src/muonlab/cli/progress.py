@@ -147,11 +147,13 @@ def print_results(results: Results) -> None:
     from muonlab.lab.report import answer, notes, table
 
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 132  # a file or a pipe has no width of its own
     console.print(f"\n{results.plan['question']}\n", style="bold", markup=False)
     header, rows = table(results)
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, name in enumerate(header):
-        shown.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        shown.add_column(name, justify="left" if i == 0 else "right", no_wrap=name in ("arm", "verdict"))
     for row in rows:
         shown.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
     console.print(shown)

@@ -69,12 +69,15 @@ def theme(mode: str) -> dict[str, Any]:
             "orient": "top",
             "title": None,
             "labelLimit": 320,
+            "symbolType": "stroke",
             "symbolStrokeWidth": 3,
-            "symbolSize": 140,
+            "symbolSize": 400,
+            "symbolOpacity": 1,
             "columns": 4,
         },
         "text": {"color": ink, "fontSize": 12},
         "rule": {"color": ink},
+        "tick": {"color": ink},
         "title": {"color": ink},
     }
 
@@ -117,7 +120,7 @@ def _curves(results: Results, x: str) -> Chart:
         alt.Tooltip("high:Q", title="highest seed", format=".4f"),
     ]
     base = alt.Chart(alt.InlineData(values=rows)).encode(
-        x=alt.X(f"{x}:Q", title=x_title, axis=alt.Axis(grid=False)),
+        x=alt.X(f"{x}:Q", title=x_title, axis=alt.Axis(grid=False, tickCount=8)),
         color=_color(results, "arm", names),
     )
     y_title = "validation loss (nats per token)"
@@ -152,19 +155,22 @@ def _finals(results: Results) -> Chart:
     ]
     y = alt.Y("arm:N", title=None, sort=names)
     scale = alt.Scale(zero=False, nice=True)
+    few = alt.Axis(tickCount=7)  # more would run into one another on a phone
     color = _color(results, "arm", names).legend(None)
     dots = (
         alt.Chart(alt.InlineData(values=results.finals()))
         .mark_circle(size=90, opacity=0.75)
         .encode(
-            x=alt.X("value:Q", title=_metric_title(results), scale=scale),
+            x=alt.X("value:Q", title=_metric_title(results), scale=scale, axis=few),
             y=y,
             color=color,
             tooltip=["arm:N", "seed:N", alt.Tooltip("value:Q", format=".4f")],
         )
     )
     spread = alt.Chart(alt.InlineData(values=intervals)).encode(y=y)
-    bars = spread.mark_rule(strokeWidth=1.5).encode(x=alt.X("low:Q", scale=scale, title=_metric_title(results)), x2="high:Q")
+    bars = spread.mark_rule(strokeWidth=1.5).encode(
+        x=alt.X("low:Q", scale=scale, title=_metric_title(results), axis=few), x2="high:Q"
+    )
     ticks = spread.mark_tick(thickness=2, size=18).encode(x="mean:Q")
     caption = f"One dot a seed; the stroke is the mean, the line its {level} confidence interval (Student t)."
     height = 56 * max(2, len(names))
@@ -187,16 +193,16 @@ def _differences(results: Results) -> Chart:
     order = [row["arm"] for row in rows]
     baseline, margin = results.plan["baseline"], results.plan["margin"]
     y = alt.Y("arm:N", title=None, sort=order)
-    x_title = f"difference from {baseline} (nats per token; left is better)"
+    x_axis = {"title": f"difference from {baseline} (nats per token)", "axis": alt.Axis(tickCount=7)}
     base = alt.Chart(alt.InlineData(values=rows)).encode(y=y, color=_color(results, "arm", names).legend(None))
     layers: list[Any] = []
     if margin is not None:
         zone = alt.Chart(alt.InlineData(values=[{"from": -margin, "to": margin}]))
-        layers.append(zone.mark_rect(opacity=0.18, color="#7F7F7F").encode(x=alt.X("from:Q", title=x_title), x2="to:Q"))
+        layers.append(zone.mark_rect(opacity=0.18, color="#7F7F7F").encode(x=alt.X("from:Q", **x_axis), x2="to:Q"))
     zero = alt.Chart(alt.InlineData(values=[{"x": 0}]))
     layers += [
-        zero.mark_rule(strokeDash=[4, 4]).encode(x=alt.X("x:Q", title=x_title)),
-        base.mark_rule(strokeWidth=2.5).encode(x=alt.X("low:Q", title=x_title), x2="high:Q"),
+        zero.mark_rule(strokeDash=[4, 4]).encode(x=alt.X("x:Q", **x_axis)),
+        base.mark_rule(strokeWidth=2.5).encode(x=alt.X("low:Q", **x_axis), x2="high:Q"),
         base.mark_point(filled=True, size=110).encode(
             x="difference:Q",
             tooltip=["arm:N", "verdict:N", *(alt.Tooltip(f"{k}:Q", format="+.4f") for k in ("difference", "low", "high"))],
@@ -205,7 +211,7 @@ def _differences(results: Results) -> Chart:
     ]
     level = f"{100 * (1 - results.plan['alpha']):g} %"
     zone_text = f" The grey zone is the margin, ±{margin:g}: differences in it do not matter." if margin is not None else ""
-    caption = f"Difference of means with its {level} confidence interval (Welch).{zone_text}"
+    caption = f"Difference of means with its {level} confidence interval (Welch); left is better.{zone_text}"
     height = 64 * max(2, len(order))
     return Chart("difference", f"Difference from {baseline}", caption, alt.layer(*layers).properties(height=height))
 
@@ -216,7 +222,7 @@ def _sweep_chart(results: Results, key: str) -> Chart:
     numeric = all(isinstance(row["x"], int | float) for row in rows)
     if numeric:
         kind = "log" if all(row["x"] > 0 for row in rows) else "linear"
-        axis = alt.Axis(values=sorted({row["x"] for row in rows}), format="~g")
+        axis = alt.Axis(values=sorted({row["x"] for row in rows}), format="~g", grid=False, labelAngle=-40, labelOverlap=False)
         scale = alt.Scale(type=kind, nice=False, padding=18)
         x = alt.X("x:Q", title=f"{key} (log scale)" if kind == "log" else key, scale=scale, axis=axis)
     else:

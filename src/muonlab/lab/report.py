@@ -103,17 +103,17 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of arms, as text."""
     plan = results.plan
     level = f"{100 * (1 - plan['alpha']):g} % CI"
-    header = ["arm", "runs", "mean", level, "std"]
+    header = ["arm", "runs", f"mean ± {level}", "std"]
     with_target, with_verdict = plan["target"] is not None, results.baseline is not None
     header += [f"steps to {plan['target']:g}", f"seconds to {plan['target']:g}"] if with_target else []
-    header += ["training seconds"]
+    header.append("seconds")
     header += ["difference", "verdict"] if with_verdict else []
     rows = []
     for arm in results.arms:
         s = arm.summary
         runs = f"{arm.finished}/{arm.planned}" + (f" ({arm.diverged} diverged)" if arm.diverged else "")
-        interval = f"{number(s.low)} … {number(s.high)}" if s is not None and s.n > 1 else "–"
-        row = [arm.name, runs, _mean(arm), interval, number(s.std if s else None)]
+        interval = f" ± {number(s.high - s.mean)}" if s is not None and s.n > 1 else ""
+        row = [arm.name, runs, _mean(arm) + interval, number(s.std if s else None)]
         if with_target:
             row += [_to_target(arm, arm.steps_to_target, 0), _to_target(arm, arm.seconds_to_target, 1)]
         row.append(number(arm.seconds, 1))

@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import nn
@@ -20,6 +20,7 @@ from muonlab.optim.variants import variant, variants
 from muonlab.train.schedule import ScheduleConfig
 from muonlab.train.settings import read_toml, validated, with_overrides
 
+Rate = Annotated[float, Field(gt=0, le=1e6)]  # learning rates; beyond that float32 overflows in the first step
 Role = Literal["matrix", "embedding", "head", "vector"]
 
 
@@ -40,9 +41,9 @@ class OptimizerConfig(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, json_schema_extra=_optimizer_options)
 
     name: str = Field("muon", description="one of `muonlab optimizers`")
-    lr: PositiveFloat | None = Field(None, description="peak learning rate of the matrices; default: the optimizer's own")
+    lr: Rate | None = Field(None, description="peak learning rate of the matrices; default: the optimizer's own")
     weight_decay: float = Field(0.0, description="of the matrices; decoupled; may be negative")
-    aux_lr: PositiveFloat | dict[Literal["embedding", "head", "vector"], PositiveFloat] | None = Field(
+    aux_lr: Rate | dict[Literal["embedding", "head", "vector"], Rate] | None = Field(
         None, description="AdamW's peak learning rate for everything else: one number, or one for each role"
     )
     aux_weight_decay: float = 0.0
