@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from muonlab.cli import main as cli
+from muonlab.cli import commands as cli
 
 TINY = """
 [model]

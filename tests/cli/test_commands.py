@@ -1,0 +1,166 @@
+"""The command line as a user types it: results on stdout, messages on stderr, exit codes, and no tracebacks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+SWEEP = """
+question = "Which?"
+base = "tiny.toml"
+seeds = [1, 2]
+target = 0.001
+
+[arms.adamw]
+optimizer.name = "adamw"
+
+[arms.muon]
+optimizer.name = "muon"
+"""
+
+
+def test_help_and_version(muonlab):
+    code, out, _ = muonlab("--help")
+    assert code == 0
+    for command in ("train", "sweep", "report", "plan", "optimizers", "schema"):
+        assert command in out
+    import muonlab as package
+
+    assert muonlab("--version")[1].strip() == package.__version__
+
+
+def test_train_prints_its_result(workdir, muonlab):
+    code, out, err = muonlab("train", "tiny.toml", "--set", "optimizer.lr=0.03", "--out", "runs/x", "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert result["status"] == "finished"
+    assert result["folder"] == "runs/x"
+    assert "step 12/12" in err
+    assert json.loads((workdir / "runs/x/run.json").read_text())["recipe"]["optimizer"]["lr"] == 0.03
+    code, out, err = muonlab("train", "tiny.toml", "--set", "optimizer.lr=0.03", "--out", "runs/x", "--resume")
+    assert code == 0
+    assert "already finished" in err
+    assert "Validation loss" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nothing.toml"], "nothing.toml: no such file"),
+        (["train", "tiny.toml", "--set", "optimizer.lrr=1"], "did you mean 'lr'?"),
+        (["train", "tiny.toml", "--set", "optimizer.lr=-1"], "expected greater than 0, got -1"),
+        (["train", "tiny.toml", "--set", "data.files=['gone.txt']"], "no file matches 'gone.txt'"),
+        (["train", "tiny.toml", "--set", "data.files=['empty.txt']"], "corpus is empty"),
+        (["train", "tiny.toml", "--set", "data.files=['short.txt']"], "shorter than a batch"),
+        (["train", "tiny.toml", "--set", "train.eval_tokens=1000000"], "eval_tokens: expected 32"),
+        (["train", "tiny.toml", "--set", "model.vocab_size=100"], "expected at least the tokenizer's 257, got 100"),
+        (["train", "tiny.toml", "--set", "optimizer.lr_mul={'blcks.*'=2.0}"], "matches none of the"),
+        (["train", "tiny.toml", "--device", "gpu"], "expected cpu, cuda or cuda:N, got 'gpu'"),
+        (["train", "tiny.toml", "--threads", "0"], "--threads: expected a number of at least 1, got 0"),
+        (["train", "tiny.toml", "--out", "corpus.txt"], "corpus.txt"),
+        (["train", "tiny.toml", "--out", "corpus.txt/run"], "corpus.txt"),
+        (["train", "tiny.toml", "--sed", "1"], "--sed"),
+        (["trian", "tiny.toml"], "trian"),
+        (["sweep", "nothing.toml"], "no such file"),
+        (["sweep", "sweep.toml", "--workers", "0"], "--workers: expected a number of at least 1"),
+        (["sweep", "sweep.toml", "--out", "corpus.txt"], "corpus.txt"),
+        (["report", "."], "expected the folder of a sweep"),
+        (["optimizers", "sgd*"], "no optimizer matches 'sgd*'; known: adamw, muon, normuon"),
+        (["schema", "reciep"], "reciep"),
+    ],
+)
+def test_bad_input_gets_one_clear_message_and_leaves_nothing(workdir, muonlab, arguments, message):
+    (workdir / "empty.txt").touch()
+    (workdir / "short.txt").write_text("too short " * 9)
+    (workdir / "sweep.toml").write_text(SWEEP)
+    before = sorted(p.name for p in workdir.rglob("*"))
+    code, out, err = muonlab(*arguments)
+    assert code == 2
+    assert message in err
+    assert out == ""
+    assert "Traceback" not in err
+    assert sorted(p.name for p in workdir.rglob("*")) == before
+
+
+def test_a_diverged_run_fails_and_says_where(workdir, muonlab):
+    code, out, err = muonlab("train", "tiny.toml", "--set", "optimizer.weight_decay=-1e38", "--out", "x")
+    assert code == 1
+    assert "diverged" in out
+    assert "lower optimizer.lr" in err
+
+
+def test_a_sweep_runs_what_is_missing_and_nothing_else(workdir, muonlab):
+    """Two worker processes; a second call does nothing; a deleted run comes back with the same weights."""
+    (workdir / "sweep.toml").write_text(SWEEP)
+    code, out, err = muonlab("sweep", "sweep.toml", "--workers", "2")
+    assert code == 0, err
+    assert "4/4" in err
+    assert "never reached" in out, "the target is out of reach, and that is no error"
+    assert Path("runs/sweep/report/report.html").exists()
+    results = {path.parent.name: path.read_text() for path in Path("runs/sweep/runs").glob("*/result.json")}
+    assert len(results) == 4
+    changed = {path: path.stat().st_mtime_ns for path in Path("runs/sweep/runs").glob("*/*.json*")}
+    code, _, err = muonlab("sweep", "sweep.toml", "--workers", "2")
+    assert (code, err) == (0, "")
+    assert {path: path.stat().st_mtime_ns for path in changed} == changed
+    gone = sorted(results)[0]
+    import shutil
+
+    shutil.rmtree(Path("runs/sweep/runs") / gone)
+    code, _, err = muonlab("sweep", "sweep.toml", "--workers", "2")
+    assert code == 0
+    assert err.count("started") == 1
+    again = json.loads((Path("runs/sweep/runs") / gone / "result.json").read_text())
+    assert again["weights_sha256"] == json.loads(results[gone])["weights_sha256"]
+
+
+def test_bad_data_stops_a_sweep_with_one_message(workdir, muonlab):
+    (workdir / "sweep.toml").write_text("set.data.files = ['gone.txt']\n" + SWEEP)
+    code, _, err = muonlab("sweep", "sweep.toml", "--workers", "1")
+    assert code == 2
+    assert err.count("no file matches 'gone.txt'") == 1
+    assert "Traceback" not in err
+
+
+def test_plan_and_optimizers_and_schemas(workdir, muonlab):
+    code, out, _ = muonlab("plan", "tiny.toml")
+    assert code == 0
+    assert "blocks.*.mlp.up.weight (×2)" in out
+    rows = json.loads(muonlab("plan", "tiny.toml", "--json")[1])
+    assert {row["role"] for row in rows} == {"matrix", "embedding", "head", "vector"}
+    assert [row["name"] for row in json.loads(muonlab("optimizers", "*muon", "--json")[1])] == ["muon", "normuon"]
+    for kind in ("recipe", "experiment"):
+        schema = json.loads(muonlab("schema", kind)[1])
+        assert schema["title"] == f"muonlab {kind}"
+
+
+def test_shipped_recipes_and_experiments_fit_their_schemas(muonlab):
+    jsonschema = pytest.importorskip("jsonschema")
+    import tomllib
+
+    for kind, folder in (("recipe", "recipes"), ("experiment", "experiments")):
+        schema = json.loads(muonlab("schema", kind)[1])
+        files = list((ROOT / folder).glob("*.toml"))
+        assert files
+        for path in files:
+            jsonschema.validate(tomllib.loads(path.read_text()), schema)
+
+
+def test_quickstart_uses_the_learning_rates_that_its_tuning_found(muonlab, monkeypatch):
+    """The committed tuning result and the experiment that relies on it must agree, on different seeds."""
+    monkeypatch.chdir(ROOT)
+    from muonlab.lab.experiment import load_experiment
+
+    tuned = json.loads(Path("experiments/quickstart_lr/results.json").read_text())
+    confirming = load_experiment("experiments/quickstart.toml")
+    assert {cell.arm: cell.recipe.optimizer.lr for cell in confirming.cells} == {
+        arm: point["optimizer.lr"] for arm, point in tuned["best"].items()
+    }
+    assert not set(tuned["plan"]["seeds"]) & set(confirming.config.seeds)
+    recipes = {cell["name"]: cell["recipe"] for cell in tuned["plan"]["cells"]}
+    for cell in confirming.cells:
+        assert cell.recipe.canonical() == recipes[f"{cell.arm} lr={cell.recipe.optimizer.lr}"], "tuned as it is now run"

@@ -1,0 +1,137 @@
+"""Real processes and real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from muonlab.train.run_folder import RunFolder
+
+ARGUMENTS = ["train", "tiny.toml", "--set", "train.steps=60", "--threads", "1", "--device", "cpu"]
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "muonlab", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finish(*arguments):
+    process = start(*arguments)
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def wait_for_step(folder, step):
+    """Returns once the run's metrics show this step."""
+    while True:
+        rows = RunFolder(folder).rows()
+        if rows and rows[-1]["step"] >= step:
+            return
+        time.sleep(0.002)
+
+
+def evidence(folder):
+    rows = [(row["step"], row.get("train_loss"), row.get("val_loss")) for row in RunFolder(folder).rows()]
+    return json.loads((Path(folder) / "result.json").read_text())["weights_sha256"], rows
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_same_command_goes_on(workdir, signum, code):
+    whole = finish(*ARGUMENTS, "--out", "whole")
+    assert whole[0] == 0, whole[2]
+    process = start(*ARGUMENTS, "--out", "parts")
+    wait_for_step("parts", 10)
+    os.killpg(process.pid, signum)
+    _, err = process.communicate()
+    assert process.returncode == code
+    assert "saved; the same command with --resume goes on" in err
+    assert "Traceback" not in err
+    stopped_at = RunFolder("parts").rows()[-1]["step"]
+    assert 10 <= stopped_at < 60
+    resumed = finish(*ARGUMENTS, "--out", "parts", "--resume")
+    assert resumed[0] == 0, resumed[2]
+    assert f"goes on after step {stopped_at}" in resumed[2]
+    assert evidence("parts") == evidence("whole")
+
+
+def test_killed_runs_go_on_exactly(workdir):
+    """SIGKILL at random moments; benchmarks/kill_test.py does it 20 times."""
+    assert finish(*ARGUMENTS, "--out", "whole")[0] == 0
+    moments = random.Random(1)
+    for i in range(3):
+        process = start(*ARGUMENTS, "--out", f"killed{i}")
+        wait_for_step(f"killed{i}", moments.randrange(1, 50))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        code, _, err = finish(*ARGUMENTS, "--out", f"killed{i}", "--resume")
+        assert code == 0, err
+        assert evidence(f"killed{i}") == evidence("whole")
+
+
+def test_an_interrupted_sweep_saves_all_its_runs_and_goes_on(workdir):
+    (workdir / "sweep.toml").write_text(
+        'question = "?"\nbase = "tiny.toml"\nseeds = [1, 2]\nset.train.steps = 60\n[arms.muon]\noptimizer.name = "muon"\n'
+    )
+    command = ["sweep", "sweep.toml", "--workers", "2", "--device", "cpu"]
+    process = start(*command)
+    runs = Path("runs/sweep/runs")
+    while len(list(runs.glob("*/metrics.jsonl"))) < 2:
+        time.sleep(0.01)
+    for folder in runs.iterdir():
+        wait_for_step(folder, 3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert "all runs are saved" in err
+    assert "Traceback" not in err
+    saved = {folder.name: RunFolder(folder).rows()[-1]["step"] for folder in runs.iterdir()}
+    assert all(3 <= step < 60 for step in saved.values())
+    code, _, err = finish(*command)
+    assert code == 0, err
+    for folder in runs.iterdir():
+        assert RunFolder(folder).result()["steps"] == 60
+
+
+def test_a_killed_worker_costs_its_run_only(workdir):
+    (workdir / "sweep.toml").write_text(
+        'question = "?"\nbase = "tiny.toml"\nseeds = [1, 2, 3]\nset.train.steps = 60\n[arms.muon]\noptimizer.name = "muon"\n'
+    )
+    command = ["sweep", "sweep.toml", "--workers", "1", "--device", "cpu"]
+    process = start(*command)
+    runs = Path("runs/sweep/runs")
+    while not list(runs.glob("*/metrics.jsonl")):
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("needs Linux's /proc to find the worker")
+    worker = next(int(c) for c in children.read_text().split() if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text())
+    os.kill(worker, signal.SIGKILL)
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert "its process ended with exit code -9" in err
+    assert len(list(runs.glob("*/result.json"))) == 2
+    assert finish(*command)[0] == 0
+    assert len(list(runs.glob("*/result.json"))) == 3
+
+
+def test_importing_the_optimizers_loads_torch_alone():
+    code = (
+        "import sys, torch; before = set(sys.modules); import muonlab.optim; "
+        "new = {m.split('.')[0] for m in set(sys.modules) - before}; print(sorted(new - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['muonlab']"
+
+
+def test_help_does_not_load_torch():
+    code = "import sys; from muonlab.cli.commands import run; run(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -1,0 +1,199 @@
+"""Experiments, results and reports, on run folders written by hand: known losses in, known answers out."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+
+import pytest
+
+from muonlab.errors import InputError
+from muonlab.lab.experiment import load_experiment, plan_of
+from muonlab.lab.report import answer, notes, write_report
+from muonlab.lab.results import compute
+from muonlab.lab.store import load_sweep, write_plan
+from muonlab.train.run_folder import RunFolder, write_json
+
+HEAD = 'question = "Which is better?"\nbase = "tiny.toml"\nseeds = [1, 2, 3]\n'
+ARMS = '[arms.adamw]\noptimizer.name = "adamw"\n[arms.muon]\noptimizer.name = "muon"\n'
+GRID = '[arms.muon]\noptimizer.name = "muon"\ngrid.optimizer.lr = [0.01, 0.02, 0.04]\n'
+PROVENANCE = {
+    "started": "2026-01-02T03:04:05+00:00",
+    "git": {"commit": "0123456789abcdef", "dirty": False},
+    "versions": {"muonlab": "0"},
+    "cpu": "a processor",
+    "gpu": None,
+    "cores": 2,
+}
+
+
+def experiment(text, name="exp.toml"):
+    with open(name, "w") as file:
+        file.write(text)
+    return load_experiment(name)
+
+
+def planned(text, losses, folder="sweep"):
+    """A sweep's folder in which each (cell, seed) of `losses` has finished with these three evaluations (None: diverged)."""
+    found = experiment(text)
+    from pathlib import Path
+
+    write_plan(Path(folder), plan_of(found))
+    for run in load_sweep(folder).plan["runs"]:
+        values = losses.get((run["cell"], run["seed"]))
+        if values is None:
+            continue
+        target = RunFolder(Path(folder) / "runs" / run["folder"])
+        target.path.mkdir(parents=True)
+        machine = {"device": "cpu", "precision": "float32", "threads": 1, "bf16_fast": False}
+        write_json(
+            target.run_file,
+            {
+                "id": "x",
+                "seed": run["seed"],
+                "provenance": PROVENANCE,
+                "machine": machine,
+                "data": {"source": "text", "sha256": "ab" * 32, "split": "tail"},
+                "model": {"parameters": 1000, "flops_per_token": 6e6},
+            },
+        )
+        for step, loss in zip((4, 8, 12), values, strict=True):
+            target.append_row({"step": step, "tokens": step, "seconds": step * 0.5, "val_loss": loss})
+        diverged = values[-1] is None
+        ended = {"status": "diverged" if diverged else "finished", "val_loss": values[-1], "best_val_loss": values[0]}
+        if not diverged:
+            ended["best_val_loss"] = min(values)
+        write_json(target.result_file, {**ended, "steps": 12, "tokens": 1536, "seconds": 6.0, "weights_sha256": "0"})
+    return folder
+
+
+def clear_case():
+    """muon ends at 2.0, adamw at 2.5, seeds 0.01 apart; only muon reaches 2.2."""
+    losses = {}
+    for seed in (1, 2, 3):
+        losses["adamw", seed] = (3.0, 2.7, 2.5 + 0.01 * seed)
+        losses["muon", seed] = (2.8, 2.15 if seed < 3 else 2.3, 2.0 + 0.01 * seed)
+    return losses
+
+
+def test_the_answer_is_computed_from_the_runs(workdir):
+    results = compute(load_sweep(planned(HEAD + "target = 2.2\n" + ARMS, clear_case())))
+    assert results.plan["baseline"] == "adamw"
+    adamw, muon = results.arms
+    assert muon.verdict.word == "better"
+    assert muon.comparison.difference == pytest.approx(-0.5)
+    assert (muon.steps_to_target, muon.seconds_to_target, muon.reached) == (8, 4.0, 3)
+    assert (adamw.steps_to_target, adamw.reached) == (None, 0)
+    assert answer(results)[0].startswith("muon is better than adamw: difference -0.5000")
+    assert "Target 2.2 never reached by adamw (lowest loss 2.5100)" in " ".join(notes(results))
+
+
+def test_the_opposite_runs_give_the_opposite_answer(workdir):
+    swapped = {({"muon": "adamw", "adamw": "muon"}[cell], seed): v for (cell, seed), v in clear_case().items()}
+    assert compute(load_sweep(planned(HEAD + ARMS, swapped))).arms[1].verdict.word == "worse"
+
+
+def test_half_a_sweep_has_a_report_and_no_verdict(workdir):
+    losses = {key: value for key, value in clear_case().items() if key != ("muon", 3)}
+    results = compute(load_sweep(planned(HEAD + ARMS, losses)))
+    assert results.arms[1].verdict.word == "undecided"
+    assert "so far better" in results.arms[1].verdict.reason
+    assert notes(results)[0] == "5 of 6 runs finished; 1 missing."
+    assert write_report("sweep").exists()
+
+
+def test_an_empty_sweep_has_a_report(workdir):
+    page = write_report(planned(HEAD + ARMS, {}))
+    assert "no finished run yet" in page.read_text()
+
+
+def test_a_diverged_run_is_counted_and_never_called_better(workdir):
+    losses = clear_case() | {("muon", 2): (2.8, 2.1, None)}
+    results = compute(load_sweep(planned(HEAD + ARMS, losses)))
+    muon = results.arms[1]
+    assert (muon.finished, muon.diverged, muon.verdict.word) == (2, 1, "undecided")
+    assert "1 of its runs diverged" in muon.verdict.reason
+    assert "1 diverged" in notes(results)[0]
+
+
+def test_a_grid_names_the_best_value_and_says_when_it_is_on_the_edge(workdir):
+    losses = {
+        (f"muon lr={lr}", seed): (3.0, 2.5, 2.0 + abs(lr - 0.04) + 0.001 * seed) for lr in (0.01, 0.02, 0.04) for seed in (1, 2, 3)
+    }
+    results = compute(load_sweep(planned(HEAD + GRID, losses)))
+    assert results.best()[0].swept == {"optimizer.lr": 0.04}
+    assert answer(results) == ["muon: best optimizer.lr = 0.04 (mean 2.0020, 3 seeds)"]
+    assert "edge of its grid" in notes(results)[-1]
+
+
+def png_size(path):
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", data[16:24])
+
+
+def test_the_report_is_whole_and_needs_no_network(workdir):
+    page = write_report(planned(HEAD + "target = 2.2\nmargin = 0.01\n" + ARMS, clear_case()), "out")
+    html = page.read_text()
+    assert "muon is better than adamw" in html
+    assert html.count('class="chart"') == 4
+    page_alone = re.sub(r"<script>.*?</script>", "<script></script>", html, flags=re.DOTALL)  # the libraries hold markup too
+    outside = re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=[\"'](?!data:)", page_alone)
+    assert outside == []
+    assert "prefers-color-scheme: dark" in html
+    assert 'name="viewport"' in html
+    markdown = (workdir / "out" / "report.md").read_text()
+    pictures = re.findall(r"\]\(([\w-]+\.png)\)", markdown)
+    assert len(pictures) == 4
+    for name in pictures:
+        width, height = png_size(workdir / "out" / name)
+        assert width > 1000
+        assert height > 200
+    assert "| muon | 3/3 | 2.0200 ± 0.0248 | 0.0100 | 8 | 4.0 | 6.0 | -0.5000 | better |" in markdown
+    assert "0123456789ab" in markdown
+    figures = json.loads((workdir / "out" / "results.json").read_text())
+    assert figures["arms"][1]["verdict"]["word"] == "better"
+    assert len(figures["runs"]) == 6
+
+
+def test_text_of_the_user_is_escaped(workdir):
+    head = HEAD.replace("Which is better?", "<script>alert(1)</script> & more?")
+    html = write_report(planned(head + ARMS, clear_case())).read_text()
+    assert "<script>alert(1)" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more?" in html
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEAD.replace("[1, 2, 3]", "0") + ARMS, "seeds: expected at least one seed"),
+        (HEAD.replace("[1, 2, 3]", "[1, 1]") + ARMS, "seeds: expected different ones"),
+        (HEAD.replace("[1, 2, 3]", "[-1]") + ARMS, "seeds.0: expected greater than or equal to 0"),
+        (HEAD + 'baseline = "adam"\n' + ARMS, "there is no arm 'adam'; did you mean 'adamw'?"),
+        (HEAD + 'basline = "adamw"\n' + ARMS, "basline: unknown key; did you mean 'baseline'?"),
+        (HEAD, "arms: missing"),
+        (HEAD.replace("tiny.toml", "tny.toml") + ARMS, "no such file; did you mean 'tiny.toml'?"),
+        (HEAD + ARMS.replace('"muon"', '"moun"'), "arm 'muon': optimizer: name: unknown optimizer 'moun'; did you mean 'muon'?"),
+        (HEAD + GRID.replace("[0.01, 0.02, 0.04]", "0.01"), "expected a list of values, got 0.01"),
+        (HEAD + GRID.replace("[0.01,", "[-0.01,"), "optimizer.lr"),
+        (HEAD + "margin = -1\n" + ARMS, "margin: expected greater than 0"),
+        (HEAD + 'tuned_by = "other.toml"\n' + ARMS, r"seeds \[2, 3\] tuned these settings"),
+    ],
+)
+def test_bad_experiments_get_one_clear_message(workdir, text, message):
+    (workdir / "other.toml").write_text(HEAD.replace("[1, 2, 3]", "[2, 3, 4]") + ARMS)
+    with pytest.raises(InputError, match=message.replace("?", r"\?")):
+        experiment(text)
+
+
+def test_a_folder_of_another_experiment_or_of_none_is_refused(workdir):
+    folder = planned(HEAD + ARMS, {})
+    with pytest.raises(InputError, match="holds the experiment 'exp'"):
+        write_plan(workdir / folder, plan_of(experiment(HEAD + ARMS, "new.toml")))
+    with pytest.raises(InputError, match="expected the folder of a sweep"):
+        load_sweep(workdir)
+
+
+def test_a_number_of_seeds_counts_from_zero(workdir):
+    assert experiment(HEAD.replace("[1, 2, 3]", "4") + ARMS).config.seeds == (0, 1, 2, 3)
