@@ -3,7 +3,8 @@
     python benchmarks/kill_test.py [--kills 20] [--seed 0] [--out benchmarks/results/kill_test.json]
 
 Equal means: the same SHA-256 of the final weights, and every logged training and validation loss the same to the last bit.
-A moment is uniform over the time that the uninterrupted process took, its start-up included.
+A moment is a random delay of up to 0.1 s after a random step, so that it falls into steps, evaluations and checkpoints alike; step
+0 stands for the start-up, with a delay of up to 3 s.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ def evidence(out: Path) -> tuple[str, list[tuple]]:
     return result["weights_sha256"], rows
 
 
+def last_step(out: Path) -> int:
+    rows = RunFolder(out).rows()
+    return rows[-1]["step"] if rows else 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
@@ -64,21 +70,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.toml"
         recipe.write_text(RECIPE)
-        start = time.monotonic()
         subprocess.run(command(recipe, Path(folder) / "whole"), check=True, capture_output=True)
-        lasted = time.monotonic() - start
         whole = evidence(Path(folder) / "whole")
         for i in range(arguments.kills):
             out = Path(folder) / f"killed{i}"
             process = subprocess.Popen(command(recipe, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            time.sleep(moments.uniform(0, lasted))
+            step = moments.randrange(60)
+            while process.poll() is None and last_step(out) < step:
+                time.sleep(0.002)
+            time.sleep(moments.uniform(0, 0.1 if step else 3.0))
             process.send_signal(signal.SIGKILL)
             process.wait()
-            rows = RunFolder(out).rows()
+            killed_after = last_step(out)
+            finished = RunFolder(out).result_file.exists()
             done = subprocess.run(command(recipe, out, "--resume"), capture_output=True, text=True)
             equal = done.returncode == 0 and evidence(out) == whole
-            trials.append({"killed_after_step": rows[-1]["step"] if rows else 0, "equal": equal})
-            print(f"{i + 1}/{arguments.kills}: killed after step {trials[-1]['killed_after_step']}, equal: {equal}", flush=True)
+            trials.append({"killed_after_step": killed_after, "finished_before": finished, "equal": equal})
+            print(f"{i + 1}/{arguments.kills}: killed after step {killed_after}, equal: {equal}", flush=True)
     figures = {
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": cpu_name(),

@@ -1,0 +1,90 @@
+"""README and docs: every command and every program in them runs, and README's figures are those of the committed report."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# What makes a documented run small enough for a test; everything else of the command stays as printed.
+SMALL = ["train.steps=4", "train.eval_every=2", "train.eval_tokens=512", "model.layers=1", "model.width=32", "train.log_every=1"]
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_programs_run_as_printed(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for program in blocks(page, "python"):
+        exec(compile(program, str(page), "exec"), {"__name__": "__main__"})
+    assert blocks(page, "python") or page.name == "lab.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_run_as_printed(page, tmp_path, monkeypatch, muonlab):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("recipes", "experiments"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("muonlab ")]
+    assert commands
+    for command in commands:
+        small = [word for setting in SMALL for word in ("--set", setting)] if command[0] in ("train", "sweep") else []
+        code, _, err = muonlab(*command, *small)
+        assert code == 0, (command, err)
+
+
+def test_experiments_in_the_docs_are_valid(tmp_path):
+    from muonlab.lab.experiment import load_experiment
+
+    for i, text in enumerate(block for page in PAGES for block in blocks(page, "toml")):
+        tomllib.loads(text)
+        (tmp_path / "experiments").mkdir(exist_ok=True)
+        shutil.copytree(ROOT / "recipes", tmp_path / "recipes", dirs_exist_ok=True)
+        path = tmp_path / "experiments" / f"docs{i}.toml"
+        path.write_text(text)
+        assert load_experiment(path).baseline == "none"
+
+
+def test_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    assert {"demo", "test"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+def test_readme_shows_the_committed_report():
+    readme, report = (ROOT / "README.md").read_text(), (ROOT / "experiments/quickstart/report.md").read_text()
+    rows = [line for line in report.splitlines() if line.startswith("| ")]
+    assert len(rows) == 4
+    for row in rows:
+        assert row in readme
+    figures = json.loads((ROOT / "experiments/quickstart/results.json").read_text())
+    assert "uncommitted" not in figures["provenance"]["code"]
+    for sentence in figures["answer"]:
+        assert sentence in readme
+
+
+def test_links_of_the_pages_lead_somewhere():
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_every_optimizer_has_a_row_in_the_docs():
+    import muonlab as package
+
+    text = (ROOT / "docs/optimizers.md").read_text()
+    for name in package.optimizers():
+        assert f"| `{name}` |" in text
