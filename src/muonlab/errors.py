@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 
 class InputError(Exception):
     """What a user can put right: exit code 2. What was expected, what came, what to do; one line for each problem, all of a
@@ -13,13 +10,6 @@ class InputError(Exception):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """' Did you mean ...?' with the nearest known name, or a list of them all."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
 
 
 class RunError(Exception):

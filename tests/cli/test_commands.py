@@ -99,7 +99,7 @@ def test_a_sweep_runs_what_is_missing_and_nothing_else(workdir, muonlab):
     code, out, err = muonlab("sweep", "sweep.toml", "--workers", "2")
     assert code == 0, err
     assert "4/4" in err
-    assert "never reached" in out, "the target is out of reach, and that is no error"
+    assert "reached by none of the runs" in out, "the target is out of reach, and that is no error"
     assert Path("runs/sweep/report/report.html").exists()
     results = {path.parent.name: path.read_text() for path in Path("runs/sweep/runs").glob("*/result.json")}
     assert len(results) == 4
@@ -122,6 +122,7 @@ def test_bad_data_stops_a_sweep_with_one_message(workdir, muonlab):
     (workdir / "sweep.toml").write_text("set.data.files = ['gone.txt']\n" + SWEEP)
     code, _, err = muonlab("sweep", "sweep.toml", "--workers", "1")
     assert code == 2
+    assert not Path("runs").exists(), "nothing is written for an experiment that cannot run"
     assert err.count("no file matches 'gone.txt'") == 1
     assert "Traceback" not in err
 

@@ -121,6 +121,17 @@ def test_validation_files_are_used_as_they_are(tmp_path, monkeypatch):
     assert tokenizer.decode(found.validation[0]) == b"held.txt"
 
 
+def test_held_out_files_are_not_trained_on_and_no_file_counts_twice(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name * 30)
+    (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
+    found = corpus.load(DataConfig(source="text", files=("*.txt", str(tmp_path / "a.txt")), validation_files=("b.txt",)))
+    assert sorted(set(tokenizer.decode(found.train[0]))) == [ord("a"), ord("c")]
+    assert len(found.train[0]) == 62
+    assert set(tokenizer.decode(found.validation[0])) == {ord("b")}
+
+
 def test_shards_are_a_corpus(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for i in range(3):

@@ -200,6 +200,9 @@ def test_closure_value_is_returned_and_gradients_are_on():
         lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
         lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)),
         lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=12, cycle_momentum=False),
+        lambda o: torch.optim.lr_scheduler.CyclicLR(
+            o, base_lr=0.01, max_lr=0.1, step_size_up=3, base_momentum=0.95, max_momentum=0.95
+        ),
         lambda o: torch.optim.lr_scheduler.SequentialLR(
             o, [torch.optim.lr_scheduler.LinearLR(o, 0.1), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)], milestones=[3]
         ),
@@ -293,3 +296,38 @@ def test_sparse_gradients_and_complex_parameters_are_refused():
         optimizer.step()
     with pytest.raises(ValueError, match="view_as_real"):
         Optimizer([nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))], MUON, lr=0.1)
+
+
+def test_loading_neither_shares_nor_changes_what_is_loaded():
+    a, b = (Optimizer([("w", p)], MUON, lr=torch.tensor(0.1)) for p in parameters(2))
+    state = a.state_dict()
+    b.load_state_dict(state)
+    b.param_groups[0]["lr"].fill_(0.5)
+    assert a.param_groups[0]["lr"] == torch.tensor(0.1)
+    theirs = torch.optim.Muon(parameters(1))
+    ours = muonlab.Muon([{"params": parameters(1), "lr_mul": 3.0}])
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.param_groups[0]["lr_mul"] == 3.0
+    bad = copy.deepcopy(state)
+    bad["param_groups"][0]["lr"] = -5.0
+    with pytest.raises(ValueError, match="lr >= 0, got -5"):
+        b.load_state_dict(bad)
+
+
+@pytest.mark.parametrize(
+    "group",
+    [{"weight_decay": float("nan")}, {"lr_mul": -1.0}, {"lr_mul": [1.0, float("nan")]}, {"momentum": 1.5}, {"lr": float("inf")}],
+)
+def test_scalars_out_of_range_are_refused(group):
+    with pytest.raises(ValueError, match="expected"):
+        Optimizer([{"params": parameters(2), **group}], MUON, lr=0.1)
+
+
+def test_half_precision_weights_are_rounded_once_a_step():
+    start = draw(6, 4).bfloat16()
+    p = nn.Parameter(start.clone())
+    optimizer = Optimizer([p], variant("adamw").rule(), lr=0.01, weight_decay=0.5)
+    p.grad = draw(6, 4, seed=1).bfloat16()
+    optimizer.step()
+    exact = start.double() * (1 - 0.01 * 0.5) - 0.01 * p.grad.double().sign()
+    torch.testing.assert_close(p, exact.bfloat16(), rtol=0, atol=0)

@@ -106,7 +106,7 @@ def test_dtype_is_kept_and_input_left_alone(dtype):
 
 
 def test_bad_input_is_refused_in_words():
-    with pytest.raises(ValueError, match=r"did you mean 'keller5'|Did you mean 'keller5'"):
+    with pytest.raises(ValueError, match="did you mean 'keller5'"):
         orthogonalize(torch.ones(2, 2), "keler5")
     with pytest.raises(ValueError, match=r"expected a matrix .* got shape \(3,\)"):
         orthogonalize(torch.ones(3))

@@ -50,7 +50,8 @@ def planned(text, losses, folder="sweep"):
         write_json(
             target.run_file,
             {
-                "id": "x",
+                "id": run["id"],
+                "recipe": {},
                 "seed": run["seed"],
                 "provenance": PROVENANCE,
                 "machine": machine,
@@ -61,7 +62,12 @@ def planned(text, losses, folder="sweep"):
         for step, loss in zip((4, 8, 12), values, strict=True):
             target.append_row({"step": step, "tokens": step, "seconds": step * 0.5, "val_loss": loss})
         diverged = values[-1] is None
-        ended = {"status": "diverged" if diverged else "finished", "val_loss": values[-1], "best_val_loss": values[0]}
+        ended = {
+            "id": run["id"],
+            "status": "diverged" if diverged else "finished",
+            "val_loss": values[-1],
+            "best_val_loss": values[0],
+        }
         if not diverged:
             ended["best_val_loss"] = min(values)
         write_json(target.result_file, {**ended, "steps": 12, "tokens": 1536, "seconds": 6.0, "weights_sha256": "0"})
@@ -86,7 +92,7 @@ def test_the_answer_is_computed_from_the_runs(workdir):
     assert (muon.steps_to_target, muon.seconds_to_target, muon.reached) == (8, 4.0, 3)
     assert (adamw.steps_to_target, adamw.reached) == (None, 0)
     assert answer(results)[0].startswith("muon is better than adamw: difference -0.5000")
-    assert "Target 2.2 never reached by adamw (lowest loss 2.5100)" in " ".join(notes(results))
+    assert "Target 2.2 was reached by none of the runs of adamw (lowest loss 2.5100)" in " ".join(notes(results))
 
 
 def test_the_opposite_runs_give_the_opposite_answer(workdir):
@@ -100,11 +106,11 @@ def test_half_a_sweep_has_a_report_and_no_verdict(workdir):
     assert results.arms[1].verdict.word == "undecided"
     assert "so far better" in results.arms[1].verdict.reason
     assert notes(results)[0] == "5 of 6 runs finished; 1 missing."
-    assert write_report("sweep").exists()
+    assert write_report("sweep")[0].exists()
 
 
 def test_an_empty_sweep_has_a_report(workdir):
-    page = write_report(planned(HEAD + ARMS, {}))
+    page, _ = write_report(planned(HEAD + ARMS, {}))
     assert "no finished run yet" in page.read_text()
 
 
@@ -113,7 +119,7 @@ def test_a_diverged_run_is_counted_and_never_called_better(workdir):
     results = compute(load_sweep(planned(HEAD + ARMS, losses)))
     muon = results.arms[1]
     assert (muon.finished, muon.diverged, muon.verdict.word) == (2, 1, "undecided")
-    assert "1 of its runs diverged" in muon.verdict.reason
+    assert muon.verdict.reason == "1 of the 3 runs of muon diverged"
     assert "1 diverged" in notes(results)[0]
 
 
@@ -134,7 +140,7 @@ def png_size(path):
 
 
 def test_the_report_is_whole_and_needs_no_network(workdir):
-    page = write_report(planned(HEAD + "target = 2.2\nmargin = 0.01\n" + ARMS, clear_case()), "out")
+    page = write_report(planned(HEAD + "target = 2.2\nmargin = 0.01\n" + ARMS, clear_case()), "out")[0]
     html = page.read_text()
     assert "muon is better than adamw" in html
     assert html.count('class="chart"') == 4
@@ -159,7 +165,7 @@ def test_the_report_is_whole_and_needs_no_network(workdir):
 
 def test_text_of_the_user_is_escaped(workdir):
     head = HEAD.replace("Which is better?", "<script>alert(1)</script> & more?")
-    html = write_report(planned(head + ARMS, clear_case())).read_text()
+    html = write_report(planned(head + ARMS, clear_case()))[0].read_text()
     assert "<script>alert(1)" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more?" in html
 
@@ -174,8 +180,11 @@ def test_text_of_the_user_is_escaped(workdir):
         (HEAD + 'basline = "adamw"\n' + ARMS, "basline: unknown key; did you mean 'baseline'?"),
         (HEAD, "arms: missing"),
         (HEAD.replace("tiny.toml", "tny.toml") + ARMS, "no such file; did you mean 'tiny.toml'?"),
-        (HEAD + ARMS.replace('"muon"', '"moun"'), "arm 'muon': optimizer: name: unknown optimizer 'moun'; did you mean 'muon'?"),
+        (HEAD + ARMS.replace('"muon"', '"moun"'), "arm 'muon': optimizer.name: unknown optimizer 'moun'; did you mean 'muon'?"),
         (HEAD + GRID.replace("[0.01, 0.02, 0.04]", "0.01"), "expected a list of values, got 0.01"),
+        (HEAD + GRID.replace("[0.01, 0.02, 0.04]", "[0.01, 0.01]"), "there are two arms 'muon lr=0.01'"),
+        (HEAD.replace("[1, 2, 3]", "-1") + ARMS, "seeds: expected at least one"),
+        (HEAD + "[arms]", "arms: expected at least one, got none"),
         (HEAD + GRID.replace("[0.01,", "[-0.01,"), "optimizer.lr"),
         (HEAD + "margin = -1\n" + ARMS, "margin: expected greater than 0"),
         (HEAD + 'tuned_by = "other.toml"\n' + ARMS, r"seeds \[2, 3\] tuned these settings"),
@@ -197,3 +206,90 @@ def test_a_folder_of_another_experiment_or_of_none_is_refused(workdir):
 
 def test_a_number_of_seeds_counts_from_zero(workdir):
     assert experiment(HEAD.replace("[1, 2, 3]", "4") + ARMS).config.seeds == (0, 1, 2, 3)
+
+
+def test_what_was_changed_after_a_sweep_is_told(workdir):
+    folder = planned(HEAD + "margin = 0.01\n" + ARMS, clear_case())
+    write_plan(workdir / folder, plan_of(experiment(HEAD + "margin = 0.9\n" + ARMS)))
+    results = compute(load_sweep(folder))
+    assert results.arms[1].verdict.word == "equivalent"
+    assert "margin from 0.01 to 0.9" in notes(results)[1]
+
+
+def test_equal_recipes_and_unequal_lengths_are_pointed_out(workdir):
+    text = HEAD + ARMS.replace('"muon"', '"adamw"')
+    found = " ".join(notes(compute(load_sweep(planned(text, {})))))
+    assert "adamw and muon are the same recipe under different names" in found
+
+
+@pytest.mark.parametrize("name", ["x/y|z <b>", "ä ö", "a*b_c`d"])
+def test_odd_names_of_arms_break_nothing(workdir, name):
+    text = HEAD + ARMS.replace("[arms.muon]", f'[arms."{name}"]')
+    losses = {(name if cell == "muon" else cell, seed): values for (cell, seed), values in clear_case().items()}
+    page, results = write_report(planned(text, losses))
+    assert results.arms[1].finished == 3
+    rows = [line for line in (page.parent / "report.md").read_text().splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\\\)\|", row)) for row in rows} == {10}
+    assert f"<td>{name}</td>" not in page.read_text() or "<" not in name
+
+
+def test_a_diverged_arm_that_never_evaluated_has_a_report(workdir):
+    losses = {**clear_case(), **{("muon", seed): (None, None, None) for seed in (1, 2, 3)}}
+    page, results = write_report(planned(HEAD + "target = 2.2\n" + ARMS, losses))
+    assert "lowest loss –" in page.read_text()
+    assert results.arms[1].verdict.reason == "all of the 3 runs of muon diverged"
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        "optimizer.nesterov = [true, false]",
+        'optimizer.name = ["muon", "adamw"]',
+        "optimizer.aux_betas = [[0.8, 0.9], [0.9, 0.95]]",
+        "optimizer.lr = [0.01, 0.02]\ngrid.optimizer.momentum = [0.9, 0.95]",
+    ],
+)
+def test_grids_of_any_kind_have_a_report(workdir, grid):
+    text = HEAD + f'[arms.plain]\noptimizer.name = "adamw"\n[arms.muon]\ngrid.{grid}\n'
+    cells = [cell.name for cell in experiment(text).cells]
+    losses = {(cell, seed): (3.0, 2.5, 2.0 + 0.1 * i + 0.01 * seed) for i, cell in enumerate(cells) for seed in (1, 2, 3)}
+    page, results = write_report(planned(text, losses))
+    assert {best.arm for best in results.best()} == {"plain", "muon"}
+    assert "plain: best its one setting" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("result.json", "{}"),
+        ("result.json", "[]"),
+        ("result.json", '{"status": "finished"}'),
+        ("run.json", "{}"),
+        ("run.json", "null"),
+        ("metrics.jsonl", "[]\n"),
+        ("metrics.jsonl", None),
+    ],
+)
+def test_a_damaged_run_is_called_damaged_and_counts_for_nothing(workdir, file, content):
+    """Above all, a finished run without its metrics is not a run that missed the target."""
+    folder = workdir / planned(HEAD + "target = 2.2\n" + ARMS, clear_case())
+    path = next(folder.glob("runs/muon-seed1-*")) / file
+    path.unlink() if content is None else path.write_text(content)
+    results = compute(load_sweep(folder))
+    assert [run.status for run in results.runs if run.cell == "muon"] == ["damaged", "finished", "finished"]
+    assert results.arms[1].verdict.word == "undecided"
+    assert write_report(folder)[0].exists()
+
+
+def test_another_runs_result_is_not_taken(workdir):
+    folder = workdir / planned(HEAD + ARMS, clear_case())
+    other = next(folder.glob("runs/adamw-seed1-*")) / "result.json"
+    (next(folder.glob("runs/muon-seed1-*")) / "result.json").write_text(other.read_text())
+    assert load_sweep(folder).of("muon")[0].status == "damaged"
+
+
+def test_overrides_of_what_an_arm_sets_are_refused(workdir):
+    (workdir / "exp.toml").write_text(HEAD + "set.train.steps = 8\n" + ARMS)
+    assert load_experiment("exp.toml", ("train.steps=3",)).cells[0].recipe.train.steps == 3
+    with pytest.raises(InputError, match="--set optimizer.name: arm 'adamw' sets this key itself"):
+        load_experiment("exp.toml", ("optimizer.name=muon",))

@@ -56,7 +56,7 @@ def test_every_parameter_is_covered_exactly_once():
 
 def test_overrides_win_and_a_pattern_that_matches_nothing_raises():
     assert roles(Tiny(), roles={"up.*": "vector"})["up.weight"] == "vector"
-    with pytest.raises(ValueError, match=r"'upp\.weight' matches none of the .* nearest name is 'up\.weight'"):
+    with pytest.raises(ValueError, match=r"'upp\.weight' matches none of the .* near it: \['up\.weight'\]"):
         assign(Tiny(), {"upp.weight": "vector"})
     with pytest.raises(ValueError, match="matches none"):
         muonlab.optimizer(Tiny(), "muon", lr_mul={"blocks.*": 2.0})
@@ -104,7 +104,7 @@ def test_the_plan_follows_the_groups():
 def test_names_of_optimizers():
     assert muonlab.optimizers() == ["adamw", "muon", "normuon"]
     assert muonlab.optimizers("norm*") == ["normuon"]
-    with pytest.raises(ValueError, match="Did you mean 'normuon'"):
+    with pytest.raises(ValueError, match="did you mean 'normuon'"):
         muonlab.optimizer(Tiny(), "normuo")
 
 
@@ -113,3 +113,40 @@ def test_ambiguous_and_foreign_names_of_shape_rules():
         muonlab.optimizer(Tiny(), "muon", scale="spectral")
     lr = {row.name: row.lr for row in muonlab.optimizer(Tiny(), "muon", lr=1.0, scale="match_rms_adamw").plan}
     assert lr["up.weight"] == pytest.approx(0.2 * 4)
+
+
+class Hugging(nn.Module):
+    """As many positions as features, as GPT-2 medium has: a projection is as large as an embedding, and is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(50, 16), nn.Embedding(16, 16)
+        self.c_proj = nn.Linear(16, 16, bias=False)
+        self.out = nn.Linear(16, 50, bias=False)
+
+    def get_output_embeddings(self):
+        return self.out
+
+
+def test_a_projection_of_an_embeddings_size_stays_a_matrix():
+    found = roles(Hugging())
+    assert found["c_proj.weight"] == "matrix"
+    assert found["out.weight"] == "head"
+    plain = Hugging()
+    plain.get_output_embeddings = None
+    assert roles(plain)["c_proj.weight"] == "matrix"
+    assert roles(plain)["out.weight"] == "head"
+
+
+def test_wrappers_are_looked_through():
+    import torch
+
+    model = Tiny()
+    optimizer = muonlab.optimizer(torch.compile(model, backend="eager"), "muon", roles={"up.weight": "vector"})
+    assert {row.name for row in optimizer.plan} == {name for name, _ in model.named_parameters()}
+
+
+def test_adamw_needs_no_matrix_and_takes_its_own_settings_for_the_rest():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    optimizer = muonlab.optimizer(model, "adamw", betas=(0.8, 0.9), aux_eps=1e-3)
+    assert {(group["betas"], group["eps"]) for group in optimizer.param_groups} == {((0.8, 0.9), 1e-3)}

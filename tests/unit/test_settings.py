@@ -20,14 +20,14 @@ def recipe(**tables):
 @pytest.mark.parametrize(
     ("overrides", "messages"),
     [
-        (["optimizer.lrr=1"], ["optimizer: lrr: unknown key for normuon; did you mean 'lr'?"]),
+        (["optimizer.lrr=1"], ["optimizer.lrr: unknown key for normuon; did you mean 'lr'?"]),
         (["model.widht=64"], ["model.widht: unknown key; did you mean 'width'?"]),
         (["trian.steps=3"], ["trian: unknown key; did you mean 'train'?"]),
         (["optimizer.lr=-0.1"], ["optimizer.lr: expected greater than 0, got -0.1"]),
         (["optimizer.lr=nan"], ["optimizer.lr: expected a finite number, got nan"]),
-        (["optimizer.name=adam"], ["optimizer: name: unknown optimizer 'adam'; did you mean 'adamw'?"]),
-        (["optimizer.orthogonalizer=keler5"], ["Did you mean 'keller5'?"]),
-        (["optimizer.nesterov=3"], ["optimizer: nesterov: expected bool such as True, got 3"]),
+        (["optimizer.name=adam"], ["optimizer.name: unknown optimizer 'adam'; did you mean 'adamw'?"]),
+        (["optimizer.orthogonalizer=keler5"], ["did you mean 'keller5'?"]),
+        (["optimizer.nesterov=3"], ["optimizer.nesterov: expected bool such as True, got 3"]),
         (["optimizer.scale=spectral"], ["rms_to_rms", "sqrt_max"]),
         (["train.batch=3", "train.accumulate=2"], ["batch 3 is not a multiple of accumulate 2"]),
         (["train.steps=0"], ["train.steps: expected greater than 0, got 0"]),
@@ -37,6 +37,12 @@ def recipe(**tables):
         (["train.eval_tokens=5"], ["expected at least model.context, 32"]),
         (["schedule.shape=round"], ["schedule.shape", "'linear' or 'cosine'"]),
         (["optimizer.lr"], ["expected key=value"]),
+        (["optimizer.aux_lr.foo=3"], ["optimizer.aux_lr: unknown role 'foo'"]),
+        (["optimizer.aux_lr=-1"], ["optimizer.aux_lr: expected a number above 0 (or one for each role), got -1"]),
+        (["optimizer.aux_betas=[0.9, 2.0]"], ["aux_betas"]),
+        (["optimizer.betas=[0.9, nan]", "optimizer.name=adamw"], ["betas"]),
+        (["model.logit_cap=inf"], ["model.logit_cap: expected a finite number"]),
+        (["train=3"], ["train: expected a table"]),
     ],
 )
 def test_bad_settings_get_one_clear_message(workdir, overrides, messages):
@@ -78,6 +84,13 @@ def test_identity_follows_meaning_not_spelling(workdir):
     assert load_recipe("tiny.toml").run_id(0) == load_recipe("same.toml").run_id(0)
     assert load_recipe("tiny.toml").run_id(0) != load_recipe("tiny.toml").run_id(1)
     assert load_recipe("tiny.toml").run_id(0) != load_recipe("tiny.toml", ["optimizer.beta2=0.9"]).run_id(0)
+
+
+def test_identity_follows_the_options_of_the_optimizer(workdir):
+    """Spelled out or left to the default, by alias or by name: one recipe. Another default would be another."""
+    same = ["optimizer.momentum=0.95", "optimizer.scale=original", "optimizer.axis=long"]
+    assert load_recipe("tiny.toml", same).run_id(0) == load_recipe("tiny.toml").run_id(0)
+    assert load_recipe("tiny.toml").canonical()["optimizer"]["orthogonalizer"] == "polar_express5"
 
 
 def test_a_canonical_recipe_reads_back_as_itself():

@@ -75,7 +75,7 @@ def test_the_schedule_is_counted_in_optimizer_steps(workdir):
     recipe = load_recipe("tiny.toml", ["train.accumulate=4", "train.steps=10", "schedule.cooldown=1.0"])
     train(recipe, 0, "run")
     rates = [row["lr"] for row in RunFolder("run").rows()]
-    assert rates == pytest.approx([0.01 * (1 - t / 10) for t in range(10)])
+    assert rates == pytest.approx([0.02 * (1 - t / 10) for t in range(10)])
 
 
 def test_the_loss_falls(workdir):
@@ -182,7 +182,7 @@ def test_a_full_disk_while_saving_leaves_the_older_checkpoint(workdir, monkeypat
         real(tensors, path)
 
     monkeypatch.setattr(checkpoints, "save_file", fails_later)
-    with pytest.raises(RunError, match=r"stopped at step 6: No space left on device; step-00000003 is whole"):
+    with pytest.raises(RunError, match=r"stopped at step 6: No space left on device; step-00000003 is saved"):
         train(recipe, 5, "run")
     assert [p.name for p in (workdir / "run" / "checkpoints").iterdir()] == ["step-00000003"]
     monkeypatch.undo()
@@ -218,3 +218,60 @@ def test_a_changed_corpus_is_refused(workdir):
 def test_two_processes_cannot_work_on_one_run(workdir):
     with RunFolder("run").lock(), pytest.raises(InputError, match="another process"):
         train(load_recipe("tiny.toml"), 0, "run")
+
+
+def test_a_signal_in_a_checkpoint_step_writes_it_once(workdir):
+    """A whole checkpoint is never deleted to be written again: a crash in between would leave none."""
+    recipe = load_recipe("tiny.toml")
+    with pytest.raises(Interrupted):
+        train(recipe, 5, "run", on_progress=stop_after(3))
+    saved = workdir / "run/checkpoints/step-00000003"
+    before = saved.stat().st_ino
+    checkpoints.save(saved.parent, 3, checkpoints.load_newest(saved.parent)[0], 2)
+    assert saved.stat().st_ino == before
+
+
+def test_a_resume_clears_what_a_crash_left(workdir):
+    recipe, saved = interrupted(workdir)
+    (saved[0] / "state.json").write_text("{")
+    (saved[0].parent / ".building-00000008").mkdir()
+    said = []
+    with pytest.raises(Interrupted):
+        train(recipe, 5, "run", resume=True, say=said.append, on_progress=stop_after(7))
+    assert sorted(p.name for p in saved[0].parent.iterdir()) == ["step-00000006", "step-00000007"]
+    assert checkpoints.damage(saved[0]) is None
+
+
+def test_a_damaged_line_of_metrics_is_told_and_costs_that_line_only(workdir):
+    recipe, _ = interrupted(workdir)
+    file = workdir / "run/metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([lines[0], lines[1].replace("train_loss", "train_lost"), *lines[2:]]))
+    said = []
+    train(recipe, 5, "run", resume=True, say=said.append)
+    assert "1 damaged rows are left out" in said[0]
+    assert [row["step"] for row in RunFolder("run").rows()] == [1, *range(3, 13)]
+
+
+def test_a_folder_that_lost_its_run_json_is_not_taken_for_an_empty_one(workdir):
+    recipe, _ = interrupted(workdir)
+    (workdir / "run/run.json").unlink()
+    for resume in (False, True):
+        with pytest.raises(InputError, match=r"holds a run without its run\.json"):
+            train(recipe, 6, "run", resume=resume)
+
+
+def test_a_run_that_begins_while_another_does_is_refused(workdir, monkeypatch):
+    """Both find an empty folder; the slower one must not go on with the faster one's run."""
+    import muonlab.train.run as module
+
+    recipe, real = load_recipe("tiny.toml"), module.Trainer
+
+    def slow(*arguments):
+        monkeypatch.setattr(module, "Trainer", real)
+        train(recipe, 0, "run")
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "Trainer", slow)
+    with pytest.raises(InputError, match="another process has begun a run here"):
+        train(recipe, 7, "run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,8 @@ app = App(
         muonlab sweep experiments/quickstart.toml
 
     A recipe (TOML) is one training run, an experiment (TOML) is a question: arms × seeds. `muonlab plan` shows what a
-    recipe does to each parameter, `muonlab schema` lets your editor complete both files. Ctrl-C saves; the same command goes on.
+    recipe does to each parameter, `muonlab schema` lets your editor complete both files. Ctrl-C saves; a sweep goes on
+    by the same command, a run by the same command with `--resume`.
     Exit codes: 0 done, 1 failed, 2 bad input, 130 / 143 stopped by SIGINT / SIGTERM.
     """,
     version=muonlab.__version__,
@@ -56,6 +58,7 @@ def run(arguments: list[str]) -> int:
 
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
     except InputError as error:
         complain(str(error))
         return 2
@@ -72,10 +75,19 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         return 130
-    except BrokenPipeError:  # the reader of our output has seen enough
-        sys.stderr.close()
+    except (BrokenPipeError, SystemExit):  # the reader of our output has seen enough (rich says it by SystemExit)
+        _silence()
         return 0
+    except OSError as error:
+        complain(f"cannot write: {error.strerror or error}")
+        _silence()
+        return 1
     return 0
+
+
+def _silence() -> None:
+    """Lets what is still buffered for stdout go nowhere: it has no reader, or no room."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(text: str) -> None:
@@ -181,11 +193,8 @@ def _report(directory: Path, out: Path | None, as_json: bool) -> None:
     from muonlab.cli.progress import print_results
     from muonlab.lab.report import as_json as figures
     from muonlab.lab.report import write_report
-    from muonlab.lab.results import compute
-    from muonlab.lab.store import load_sweep
 
-    page = write_report(directory, out)
-    results = compute(load_sweep(directory))
+    page, results = write_report(directory, out)
     if as_json:
         print(json.dumps({"report": str(page), **figures(results)}, indent=1))
     else:

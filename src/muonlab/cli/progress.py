@@ -92,6 +92,8 @@ class SweepDisplay:
             self.already += 1
         before = self.state.get(key)
         self.state[key] = event
+        if event.kind == "failed":
+            self.console.print(event.message, markup=False, soft_wrap=True)
         if self.console.is_terminal or event.kind == "progress" or (before is None and event.kind != "started"):
             return
         done = sum(e.kind in ("finished", "diverged") for e in self.state.values())

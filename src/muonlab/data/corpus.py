@@ -34,7 +34,9 @@ class DataConfig(BaseModel):
         "stdlib", description="stdlib: the .py files of the running Python; text, jsonl: your files; bin: token shards"
     )
     files: tuple[str, ...] = Field((), description="paths or globs, relative to the working directory")
-    validation_files: tuple[str, ...] = Field((), description="held-out files; default: a fixed split of `files`")
+    validation_files: tuple[str, ...] = Field(
+        (), description="held-out files, not trained on even if `files` matches them; default: a fixed split of `files`"
+    )
     validation_fraction: float = Field(0.05, gt=0, lt=1, description="share held out where no validation_files are named")
     text_key: str = Field("text", description="jsonl: the key of each row's text")
 
@@ -62,15 +64,16 @@ def load(config: DataConfig) -> Corpus:
     """Reads and tokenizes what `config` names. Raises InputError for missing, empty or malformed files."""
     if config.source == "bin":
         return _load_shards(config)
-    documents = list(_documents(config, config.files))
-    held_out = list(_documents(config, config.validation_files)) if config.validation_files else None
-    digest = _digest(documents + (held_out or []))
+    train_paths, held_paths = _paths(config)
+    documents = list(_documents(config, train_paths))
+    held_out = list(_documents(config, held_paths)) if held_paths else None
+    digest = _digest([*documents, ("validation", b""), *(held_out or [])])
     if held_out is not None:
         train, validation, split = _encode(documents), _encode(held_out), "by files"
     else:
         train, validation, split = _split(documents, config)
     if not len(train) or not len(validation):
-        raise InputError(f"data: the corpus is empty ({', '.join(config.files)}): name files with text in them")
+        raise InputError(f"data: the corpus is empty, or too short to hold some out ({', '.join(config.files)}): name more text")
     provenance = {
         "source": config.source,
         "sha256": digest,
@@ -82,24 +85,33 @@ def load(config: DataConfig) -> Corpus:
     return Corpus([train], [validation], tokenizer.VOCAB_SIZE, provenance)
 
 
-def expand(patterns: tuple[str, ...]) -> list[Path]:
+def _paths(config: DataConfig) -> tuple[list[Path], list[Path]]:
+    """Training and validation files. A held-out file is not trained on, whatever `files` matches."""
+    held = _expand(config.validation_files)
+    chosen = {path.resolve() for path in held}
+    return [path for path in _expand(config.files) if path.resolve() not in chosen], held
+
+
+def _expand(patterns: tuple[str, ...]) -> list[Path]:
     """The files that paths and globs name, sorted, each once. Raises InputError for a pattern without a file."""
-    found: set[Path] = set()
+    found: dict[Path, Path] = {}  # by what a link points to
     for pattern in patterns:
-        matched = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]
+        named = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+        matched = [Path(name) for name in named if Path(name).is_file()]
         if not matched:
             raise InputError(f"data: no file matches {pattern!r} (paths are relative to the working directory)")
-        found.update(matched)
-    return sorted(found)
+        for path in matched:
+            found.setdefault(path.resolve(), path)
+    return sorted(found.values())
 
 
 # -- documents ------------------------------------------------------------------------------------------------------
 
 
-def _documents(config: DataConfig, patterns: tuple[str, ...]) -> Iterator[Document]:
+def _documents(config: DataConfig, paths: list[Path]) -> Iterator[Document]:
     if config.source == "stdlib":
         yield from standard_library()
-    for path in expand(patterns) if patterns else []:
+    for path in paths:
         try:
             if config.source == "jsonl":
                 yield from _jsonl(path, config.text_key)
@@ -133,7 +145,7 @@ def _jsonl(path: Path, key: str) -> Iterator[Document]:
             where = f"data: {path}, line {number}"
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{where}: not JSON ({error})") from None
             if not isinstance(row, dict) or key not in row:
                 there = f"keys {sorted(row)}" if isinstance(row, dict) else type(row).__name__
@@ -148,7 +160,8 @@ def _jsonl(path: Path, key: str) -> Iterator[Document]:
 
 
 def _split(documents: list[Document], config: DataConfig) -> tuple[Tokens, Tokens, str]:
-    """Holds out whole documents, chosen by a hash of their name (stdlib) or content: equal texts never land on both sides."""
+    """Holds out whole documents, chosen by a hash of their content, so that equal texts never land on both sides; for the
+    standard library by a hash of the file's name, so that the split outlives a new version."""
     held: list[bool] = []
     for name, content in documents:
         key = name.encode() if config.source == "stdlib" else content
@@ -177,21 +190,22 @@ def _digest(documents: list[Document]) -> str:
 
 
 def _load_shards(config: DataConfig) -> Corpus:
-    paths = expand(config.files)
-    train = [read_shard(path) for path in paths]
-    if config.validation_files:
-        held_paths = expand(config.validation_files)
-        validation, split = [read_shard(path) for path in held_paths], "by files"
-    else:
+    paths, held_paths = _paths(config)
+    try:
+        train, validation, split = [read_shard(p) for p in paths], [read_shard(p) for p in held_paths], "by files"
+        digest = _shard_digest(paths), _shard_digest(held_paths)
+    except OSError as error:
+        raise InputError(f"data: cannot read {error.filename}: {error.strerror}") from None
+    if not held_paths:
         total = sum(map(len, train))
         train, validation = _cut_tail(train, round(total * (1 - config.validation_fraction)))
-        held_paths, split = [], "tail"
+        split = "tail"
     counts = sum(map(len, train)), sum(map(len, validation))
     if not all(counts):
         raise InputError(f"data: the corpus is empty ({', '.join(config.files)}): name shards with tokens in them")
     provenance = {
         "source": "bin",
-        "sha256": _shard_digest(paths + held_paths),
+        "sha256": hashlib.sha256("/".join(digest).encode()).hexdigest(),
         "sha256_of": "names, sizes, first and last MiB of each shard",
         "split": split,
         "documents": len(paths) + len(held_paths),

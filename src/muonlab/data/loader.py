@@ -1,4 +1,4 @@
-"""Batches of windows. Every epoch visits each window once, in an order that depends on the seed alone."""
+"""Batches of windows. An epoch visits no window twice, in an order that depends on the seed alone."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from muonlab.lab.results import Results
 # Okabe & Ito's colours, told apart by (nearly) everybody, in an order that reads on white and on black.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B79F00")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+NAMES = ("loss-by-step", "loss-by-seconds", "final-loss", "difference", "sweep")
 _WIDTH, _HEIGHT = 680, 320
 _INK = {"light": "#1b1f24", "dark": "#e6e8eb"}
 _LINES = {"light": "#d5d9de", "dark": "#3a4048"}
@@ -36,9 +37,6 @@ class Chart:
     def png(self) -> bytes:
         spec = self.spec()
         return vl_convert.vegalite_to_png(spec | {"config": theme("light")}, vl_version=_VEGA_LITE, scale=2)
-
-    def svg(self) -> str:
-        return vl_convert.vegalite_to_svg(self.spec() | {"config": theme("light")}, vl_version=_VEGA_LITE)
 
 
 def theme(mode: str) -> dict[str, Any]:
@@ -73,7 +71,7 @@ def theme(mode: str) -> dict[str, Any]:
             "symbolStrokeWidth": 3,
             "symbolSize": 400,
             "symbolOpacity": 1,
-            "columns": 4,
+            "columns": 3,
         },
         "text": {"color": ink, "fontSize": 12},
         "rule": {"color": ink},
@@ -90,8 +88,9 @@ def bundle() -> str:
 def charts(results: Results) -> list[Chart]:
     """The charts that a sweep's figures allow, the most telling first."""
     found = []
-    if results.swept_key is not None and results.finals():
-        found.append(_sweep_chart(results, results.swept_key))
+    if results.is_grid:
+        if results.finals():
+            found.append(_finals(results) if results.swept_key is None else _sweep_chart(results, results.swept_key))
     elif results.curves():
         found += [_curves(results, "step"), _curves(results, "seconds")]
         if results.finals():
@@ -111,7 +110,7 @@ def _names(results: Results) -> list[str]:
 
 def _curves(results: Results, x: str) -> Chart:
     names, rows = _names(results), results.curves()
-    x_title = {"step": "optimizer steps", "seconds": "training time (seconds, evaluation not counted)"}[x]
+    x_title = {"step": "optimizer steps", "seconds": "training time (seconds)"}[x]
     tooltip = [
         alt.Tooltip("arm:N"),
         alt.Tooltip(f"{x}:Q", title=x, format=".4~g"),
@@ -133,8 +132,9 @@ def _curves(results: Results, x: str) -> Chart:
         goal = alt.Chart(alt.InlineData(values=[{"y": target, "label": f"target {target:g}"}]))
         layers.append(goal.mark_rule(strokeDash=[4, 4], opacity=0.7).encode(y="y:Q"))
         layers.append(goal.mark_text(align="left", baseline="bottom", dx=4, dy=-3).encode(y="y:Q", text="label:N", x=alt.value(0)))
-    seeds = max(row["seeds"] for row in rows)
-    caption = f"Mean over {seeds} seeds; the band reaches from the lowest to the highest seed."
+    fewest, most = (function(row["seeds"] for row in rows) for function in (min, max))
+    count = str(most) if fewest == most else f"{fewest} to {most}"
+    caption = f"Mean over {count} seeds; the band reaches from the lowest to the highest seed."
     title = "Validation loss by step" if x == "step" else "Validation loss by training time"
     return Chart(f"loss-by-{x}", title, caption, alt.layer(*layers).properties(height=_HEIGHT))
 
@@ -219,7 +219,9 @@ def _differences(results: Results) -> Chart:
 def _sweep_chart(results: Results, key: str) -> Chart:
     families = list(dict.fromkeys(arm.arm for arm in results.arms))
     rows = [{**row, "x": row[key]} for row in results.finals() if key in row]
-    numeric = all(isinstance(row["x"], int | float) for row in rows)
+    numeric = all(isinstance(row["x"], int | float) and not isinstance(row["x"], bool) for row in rows)
+    if not numeric:
+        rows = [{**row, "x": str(row["x"])} for row in rows]
     if numeric:
         kind = "log" if all(row["x"] > 0 for row in rows) else "linear"
         axis = alt.Axis(values=sorted({row["x"] for row in rows}), format="~g", grid=False, labelAngle=-40, labelOverlap=False)

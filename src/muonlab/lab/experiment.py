@@ -7,13 +7,27 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveFloat, WithJsonSchema, model_validator
 
-from muonlab.errors import InputError, did_you_mean
+from muonlab.errors import InputError
+from muonlab.names import did_you_mean
+from muonlab.streams import stream_seed
 from muonlab.train.recipe import Recipe
 from muonlab.train.settings import flat, merge, nested, read_toml, validated, with_overrides
+
+
+def _counted(value: Any) -> Any:
+    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+_SEED_LIST = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+Seeds = Annotated[
+    tuple[NonNegativeInt, ...],
+    BeforeValidator(_counted),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, _SEED_LIST]}),
+]
 
 
 class ExperimentConfig(BaseModel):
@@ -28,7 +42,7 @@ class ExperimentConfig(BaseModel):
     )
     grid: dict[str, Any] = Field({}, description="key -> list of values, crossed with every arm")
     set: dict[str, Any] = Field({}, description="changes of the recipe for all arms")
-    seeds: tuple[NonNegativeInt, ...] = Field(description="a list, or a number n for 0 … n−1; one run for each arm and seed")
+    seeds: Seeds = Field(description="a list, or a number n for 0 … n−1; one run for each arm and seed")
     metric: Literal["val_loss", "best_val_loss"] = Field("val_loss", description="lower is better")
     target: float | None = Field(None, description="validation loss whose first crossing is timed, in steps and seconds")
     baseline: str | None = Field(None, description="the arm that the others are compared with; default: the first, without grids")
@@ -36,17 +50,15 @@ class ExperimentConfig(BaseModel):
     alpha: float = Field(0.05, gt=0, lt=0.5, description="level of the tests and of the confidence intervals (1 − alpha)")
     tuned_by: str | None = Field(None, description="experiment file that chose these settings; its seeds may not be used here")
 
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _count_or_list(cls, value: Any, _: ValidationInfo) -> Any:
-        return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
-
     @model_validator(mode="after")
     def _seeds_fit(self) -> ExperimentConfig:
         if not self.seeds:
             raise ValueError("seeds: expected at least one seed (three or more for a verdict), got none")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: expected different ones, got {list(self.seeds)}")
+        for name in self.arms:
+            if not 0 < len(name) <= 60:
+                raise ValueError(f"arms: expected names of 1 to 60 characters, got {name!r}")
         return self
 
 
@@ -71,19 +83,24 @@ class Experiment:
 def load_experiment(path: str | Path, overrides: tuple[str, ...] = ()) -> Experiment:
     """Reads an experiment and the recipes of all its cells. Raises InputError, all problems at once.
 
-    overrides: "dotted.key=value" changes of the base recipe, as for a run.
+    overrides: "dotted.key=value" changes for all arms, as for a run; not of keys that an arm sets itself.
     """
     path = Path(path)
     config = validated(ExperimentConfig, read_toml(path), str(path))
-    base = merge(with_overrides(read_toml(path.parent / config.base), overrides), config.set)
+    base = with_overrides(merge(_referred(path, "base", config.base), config.set), overrides)
+    fixed = {assignment.partition("=")[0] for assignment in overrides}
     cells: list[Cell] = []
     problems: list[str] = []
     for arm, changes in config.arms.items():
         changes = dict(changes)
         grid = _grid(config.grid, changes.pop("grid", {}), f"{path}: arms.{arm}.grid", problems)
+        if clash := sorted(fixed & {*flat(changes), *grid}):
+            problems.append(f"--set {clash[0]}: arm {arm!r} sets this key itself; change it in {path}")
         for point in itertools.product(*grid.values()):
             swept = dict(zip(grid, point, strict=True))
             name = " ".join([arm, *(f"{key.rpartition('.')[2]}={value}" for key, value in swept.items())])
+            if any(cell.name == name for cell in cells):
+                problems.append(f"{path}: there are two arms {name!r}: the same runs would count twice")
             try:
                 recipe = validated(Recipe, merge(merge(base, changes), nested(swept)), f"{path}: arm {name!r}")
                 cells.append(Cell(name, arm, swept, recipe))
@@ -92,10 +109,18 @@ def load_experiment(path: str | Path, overrides: tuple[str, ...] = ()) -> Experi
     if problems:
         raise InputError(*dict.fromkeys(problems))
     if config.tuned_by is not None:
-        tuning = validated(ExperimentConfig, read_toml(path.parent / config.tuned_by), config.tuned_by)
+        tuning = validated(ExperimentConfig, _referred(path, "tuned_by", config.tuned_by), config.tuned_by)
         if shared := sorted({*tuning.seeds} & {*config.seeds}):
             raise InputError(f"{path}: seeds {shared} tuned these settings ({config.tuned_by}); confirm them with others")
     return Experiment(path.stem, config, cells, _baseline(path, config, cells))
+
+
+def _referred(path: Path, key: str, name: str) -> dict[str, Any]:
+    """The TOML file that a key of the experiment names, relative to it."""
+    try:
+        return read_toml(path.parent / name)
+    except InputError as error:
+        raise InputError(f"{path}: {key}: {error}") from None
 
 
 def _grid(shared: Mapping[str, Any], own: Any, where: str, problems: list[str]) -> dict[str, list[Any]]:
@@ -120,22 +145,27 @@ def _baseline(path: Path, config: ExperimentConfig, cells: list[Cell]) -> str | 
 
 
 def run_folder_name(cell: str, seed: int, run_id: str) -> str:
-    slug = re.sub(r"[^A-Za-z0-9.=+-]+", "-", cell).strip("-.")[:60]
-    return f"{slug}-seed{seed}-{run_id}"
+    slug = re.sub(r"[^A-Za-z0-9.=+-]+", "-", cell)
+    if slug != cell.replace(" ", "-"):  # keep apart what looks alike once its odd characters are gone
+        slug += f"-{stream_seed(0, cell) % 16**6:06x}"
+    return f"{slug.lstrip('.-')}-seed{seed}-{run_id}"
 
 
-def plan_of(experiment: Experiment) -> dict[str, Any]:
-    """What a sweep's folder says of its experiment (experiment.json): settings, cells with their whole recipes, runs."""
+def plan_of(experiment: Experiment, threads: int = 1) -> dict[str, Any]:
+    """What a sweep's folder says of its experiment (experiment.json): settings, cells with their whole recipes, and the runs,
+    seed by seed, so that half a sweep has as many runs of each arm. threads: of each run, since results depend on it."""
     config = experiment.config.model_dump(mode="json", exclude={"arms", "grid", "set", "base"})
     return {
         "format": 1,
         "name": experiment.name,
         **config,
         "baseline": experiment.baseline,
+        "threads": threads,
+        "changes": [],  # of the settings above since the first sweep
         "cells": [{"name": c.name, "arm": c.arm, "swept": c.swept, "recipe": c.recipe.canonical()} for c in experiment.cells],
         "runs": [
-            {"cell": c.name, "seed": seed, "folder": run_folder_name(c.name, seed, c.recipe.run_id(seed))}
-            for c in experiment.cells
+            {"cell": c.name, "seed": seed, "id": (run_id := c.recipe.run_id(seed)), "folder": run_folder_name(c.name, seed, run_id)}
             for seed in experiment.config.seeds
+            for c in experiment.cells
         ],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -25,9 +26,18 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
-def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
+def _markdown(text: object) -> str:
+    """Text as Markdown shows it letter by letter, also inside a table."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", str(text))
+
+
+_TEMPLATES.filters["md"] = _markdown
+
+
+def write_report(directory: str | Path, out: str | Path | None = None) -> tuple[Path, Results]:
     """Writes report.html, report.md, PNGs and results.json for a sweep's folder, finished or not, into `out` (default: the
-    folder's `report`). Returns the HTML file. Raises InputError for a folder without a sweep, or one that cannot be written.
+    folder's `report`). Returns the HTML file and the figures. Raises InputError for a folder without a sweep, or one that cannot
+    be written.
     """
     results = compute(load_sweep(directory))
     target = Path(out) if out is not None else Path(directory) / "report"
@@ -42,6 +52,8 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
     )
     try:
         target.mkdir(parents=True, exist_ok=True)
+        for name in charts.NAMES:  # an earlier report may have had charts that this one lacks
+            (target / f"{name}.png").unlink(missing_ok=True)
         for chart in drawn:
             (target / f"{chart.name}.png").write_bytes(chart.png())
         write_atomically(target / "report.md", _TEMPLATES.get_template("report.md.j2").render(**content))
@@ -49,53 +61,64 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
         write_atomically(target / "report.html", page)
     except OSError as error:
         raise InputError(f"{target}: the report cannot be written: {error.strerror}; choose another folder with --out") from None
-    return target / "report.html"
+    return target / "report.html", results
 
 
 def answer(results: Results) -> list[str]:
     """The answer to the experiment's question: a sentence for each arm, computed from the runs."""
-    key, baseline = results.swept_key, results.baseline
-    if key is not None:
-        found = [
-            f"{best.arm}: best {key} = {best.swept[key]:g} (mean {_mean(best)}, {best.finished} seeds)" for best in results.best()
-        ]
-        return found or ["No arm has all of its runs yet."]
-    if baseline is None or baseline.summary is None:
-        means = [f"{arm.name}: mean {_mean(arm)} over {arm.finished} of {arm.planned} runs" for arm in results.arms]
-        return means if baseline is None else [f"The baseline, {baseline.name}, has no finished run yet.", *means]
+    baseline = results.baseline
     sentences = []
+    if results.is_grid:
+        for best in results.best():
+            where = ", ".join(f"{key} = {value}" for key, value in best.swept.items()) or "its one setting"
+            sentences.append(f"{best.arm}: best {where} (mean {_mean(best)}, {best.finished} seeds)")
+        sentences = sentences or ["No arm has all of its runs yet."]
+    if baseline is None:
+        return sentences or [f"{arm.name}: mean {_mean(arm)} over {arm.finished} of {arm.planned} runs" for arm in results.arms]
+    words = {"better": "better than", "worse": "worse than", "equivalent": "equivalent to", "undecided": "undecided against"}
     for arm in results.arms:
         if arm is baseline:
             continue
         if arm.verdict is None:
-            sentences.append(f"{arm.name}: no finished run yet.")
-            continue
-        words = {"better": "better than", "worse": "worse than", "equivalent": "equivalent to", "undecided": "undecided against"}
-        sentences.append(f"{arm.name} is {words[arm.verdict.word]} {baseline.name}: {arm.verdict.reason}.")
+            sentences.append(f"{arm.name}: no finished run yet to compare with {baseline.name}.")
+        else:
+            sentences.append(f"{arm.name} is {words[arm.verdict.word]} {baseline.name}: {arm.verdict.reason}.")
     return sentences
 
 
 def notes(results: Results) -> list[str]:
-    """What a reader must know before trusting the figures: the audit, misses, edges of grids."""
-    found = []
+    """What a reader must know before trusting the figures: the audit, changes of mind, misses, edges of grids."""
     counts = Counter(run.status for run in results.runs)
     odd = [f"{counts[s]} {s}" for s in ("diverged", "unfinished", "missing", "damaged") if counts[s]]
-    found.append(f"{counts['finished']} of {len(results.runs)} runs finished{'; ' + ', '.join(odd) if odd else ''}.")
-    target = results.plan["target"]
-    if target is not None:
-        for arm in results.arms:
-            ended = arm.finished + arm.diverged
-            if arm.reached < ended:
-                never = "never reached" if not arm.reached else f"reached by {arm.reached} of {ended} runs of"
-                best = min(
-                    (run.result["best_val_loss"] for run in results.runs if run.cell == arm.name and run.result), default=None
-                )
-                text = f"target {target:g} {never} by {arm.name}" if not arm.reached else f"target {target:g} {never} {arm.name}"
-                found.append(f"{text[0].upper()}{text[1:]} (lowest loss {number(best)}); misses count as later than every hit.")
+    found = [f"{counts['finished']} of {len(results.runs)} runs finished{'; ' + ', '.join(odd) if odd else ''}."]
+    found += [
+        f"Changed after a sweep, on {c['date']}: {c['key']} from {c['before']} to {c['after']}." for c in results.plan["changes"]
+    ]
+    recipes = {cell["name"]: json.dumps(cell["recipe"]) for cell in results.plan["cells"]}
+    same = [[name for name, recipe in recipes.items() if recipe == one] for one in dict.fromkeys(recipes.values())]
+    found += [f"{' and '.join(names)} are the same recipe under different names." for names in same if len(names) > 1]
+    if len({run.result["tokens"] for run in results.runs if run.status == "finished"}) > 1:
+        found.append("Arms are trained on different numbers of tokens: a lower loss may be the longer training's.")
+    found += _misses(results)
     edges = [best.arm for best in results.best() if results.on_edge(best)]
     found += [f"{arm}'s best value lies on the edge of its grid: the optimum may lie beyond." for arm in edges]
-    if any(arm.finished < 3 for arm in results.arms if arm.finished) and results.swept_key is None:
+    if any(0 < arm.finished < 3 for arm in results.arms) and not results.is_grid:
         found.append("Arms with fewer than three runs: intervals are wide and rest on the assumption of normal scatter.")
+    return found
+
+
+def _misses(results: Results) -> list[str]:
+    """A sentence for each arm of which some runs did not reach the target."""
+    found, target = [], results.plan["target"]
+    for arm in results.arms if target is not None else []:
+        ended = arm.finished + arm.diverged
+        if arm.reached < ended:
+            seen = [run.result["best_val_loss"] for run in results.runs if run.cell == arm.name and run.result]
+            lowest = number(min((loss for loss in seen if loss is not None), default=None))
+            how_many = f"by {arm.reached} of {ended} runs" if arm.reached else "by none of the runs"
+            found.append(
+                f"Target {target:g} was reached {how_many} of {arm.name} (lowest loss {lowest}); a miss counts as the latest."
+            )
     return found
 
 
@@ -153,7 +176,7 @@ def as_json(results: Results) -> dict[str, Any]:
         "answer": answer(results),
         "notes": notes(results),
         "arms": [asdict(arm) for arm in results.arms],
-        "best": {best.arm: best.swept for best in results.best()} if results.swept_key else {},
+        "best": {best.arm: best.swept for best in results.best()} if results.is_grid else {},
         "runs": [
             {"cell": run.cell, "seed": run.seed, "status": run.status, "id": run.run.get("id"), **run.result}
             for run in results.runs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from muonlab.lab import stats
@@ -43,14 +43,14 @@ class Results:
         return next((arm for arm in self.arms if arm.name == self.plan["baseline"]), None)
 
     @property
-    def complete(self) -> bool:
-        return all(run.status in ("finished", "diverged") for run in self.runs)
-
-    @property
     def swept_key(self) -> str | None:
         """The one key that a grid sweeps over, if there is exactly one."""
         keys = {key for arm in self.arms for key in arm.swept}
         return keys.pop() if len(keys) == 1 else None
+
+    @property
+    def is_grid(self) -> bool:
+        return any(arm.swept for arm in self.arms)
 
     def best(self) -> list[ArmResult]:
         """The best cell of each arm, by the mean; cells with diverged runs are out."""
@@ -65,11 +65,12 @@ class Results:
 
     def on_edge(self, arm: ArmResult) -> bool:
         """True if an arm's best value is the smallest or largest that was tried: the optimum may lie beyond."""
-        key = self.swept_key
-        if key is None:
-            return False
-        values = [other.swept[key] for other in self.arms if other.arm == arm.arm and key in other.swept]
-        return len(values) > 1 and all(isinstance(v, int | float) for v in values) and arm.swept[key] in (min(values), max(values))
+        for key, best in arm.swept.items():
+            values = [other.swept.get(key) for other in self.arms if other.arm == arm.arm]
+            numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+            if len({*numbers}) > 1 and len(numbers) == len(values) and best in (min(numbers), max(numbers)):
+                return True
+        return False
 
     def curves(self) -> list[dict[str, Any]]:
         """Mean, lowest and highest validation loss over the seeds, for each arm and evaluated step."""
@@ -141,30 +142,37 @@ def _arm(sweep: Sweep, cell: dict[str, Any], recipe: dict[str, Any], reference: 
 
 
 def _judged(sweep: Sweep, arms: list[ArmResult]) -> list[ArmResult]:
-    """The arms, each but the baseline with its comparison and verdict."""
+    """The arms, each but the baseline with its comparison and verdict. Both kinds of claims go through Holm's adjustment."""
     plan = sweep.plan
     baseline = next((arm for arm in arms if arm.name == plan["baseline"]), None)
-    if baseline is None or baseline.summary is None:
+    if baseline is None:
         return arms
     values = {arm.name: [r.result[plan["metric"]] for r in sweep.of(arm.name) if r.status == "finished"] for arm in arms}
-    others = [arm for arm in arms if arm is not baseline and arm.summary is not None]
     level = {"alpha": plan["alpha"], "margin": plan["margin"]}
-    found = {arm.name: stats.compare(values[arm.name], values[baseline.name], **level) for arm in others}
-    adjusted = dict(zip(found, stats.holm([c.p for c in found.values()]), strict=True))
-    judged = []
-    for arm in arms:
-        if arm.name in found:
-            c = found[arm.name]
-            verdict = stats.decide(c, adjusted[arm.name], **level, diverged=arm.diverged)
-            if baseline.diverged:
-                verdict = stats.Verdict("undecided", f"{baseline.diverged} of the baseline's runs diverged")
-            elif arm.finished < arm.planned or baseline.finished < baseline.planned:
-                verdict = stats.Verdict("undecided", f"runs are missing; so far {verdict.word}: {verdict.reason}")
-            arm = ArmResult(**{**vars(arm), "comparison": c, "verdict": verdict})
-        elif arm is not baseline and arm.diverged:
-            arm = ArmResult(**{**vars(arm), "verdict": stats.Verdict("undecided", "all of its runs that ended diverged")})
-        judged.append(arm)
-    return judged
+    others = [arm.name for arm in arms if arm is not baseline and values[arm.name] and values[baseline.name]]
+    found = {name: stats.compare(values[name], values[baseline.name], **level) for name in others}
+    p = stats.holm([c.p for c in found.values()])
+    p_same = stats.holm([math.nan if c.p_equivalence is None else c.p_equivalence for c in found.values()])
+    verdicts = {
+        name: stats.decide(comparison, len(found), p[i], p_same[i], **level) for i, (name, comparison) in enumerate(found.items())
+    }
+    return [
+        arm
+        if arm is baseline
+        else replace(arm, comparison=found.get(arm.name), verdict=_doubted(verdicts.get(arm.name), arm, baseline))
+        for arm in arms
+    ]
+
+
+def _doubted(verdict: stats.Verdict | None, arm: ArmResult, baseline: ArmResult) -> stats.Verdict | None:
+    """The verdict, or `undecided` where runs diverged or are missing: the mean of those that are left says too little."""
+    for side in (arm, baseline):
+        if side.diverged:
+            which = "all" if not side.finished else str(side.diverged)
+            return stats.Verdict("undecided", f"{which} of the {side.diverged + side.finished} runs of {side.name} diverged")
+    if verdict is not None and (arm.finished < arm.planned or baseline.finished < baseline.planned):
+        return stats.Verdict("undecided", f"runs are missing; so far {verdict.word}: {verdict.reason}")
+    return verdict
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -13,15 +13,16 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+from muonlab.data import corpus
+from muonlab.data.corpus import Corpus, DataConfig
 from muonlab.errors import InputError, Interrupted, RunError
 from muonlab.lab.experiment import Experiment, plan_of
-from muonlab.lab.store import load_sweep, write_plan
+from muonlab.lab.store import load_sweep, read_plan, write_plan
 from muonlab.train.recipe import Recipe
 from muonlab.train.run import Progress, train
+from muonlab.train.run_folder import ENDED, RunFolder
 from muonlab.train.signals import stop_requests
-from muonlab.train.trainer import choose_machine
-
-DONE = ("finished", "diverged")
+from muonlab.train.trainer import Machine, batches, choose_machine
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,8 @@ class _Task:
     seed: int
     folder: str
     recipe: dict[str, Any]
-    device: str
+    machine: Machine
     threads: int
-    bf16_fast: bool
 
 
 def sweep(
@@ -56,38 +56,40 @@ def sweep(
 ) -> None:
     """Brings every run of the experiment to its end, in the folder `out`.
 
-    workers: processes that train at once; default: one for each core (CPU) or one (CUDA). The cores are shared out by the size of
-    the whole experiment, so that a single run done again computes what it computed before. Raises InputError for bad input,
+    workers: processes that train at once; default: one for each core (CPU) or one (CUDA). A run's share of the cores is
+    decided by the first sweep and kept: a single run done again computes what it computed before. Raises InputError for bad input,
     Interrupted after SIGINT or SIGTERM (all runs saved), RunError if runs failed.
     """
-    write_plan(out, plan_of(experiment))
-    state = load_sweep(out)
-    recipes = {cell.name: cell.recipe for cell in experiment.cells}
-    pending = [run for run in state.runs if run.status not in DONE]
-    for run in state.runs:
-        if run.status in DONE:
-            on_event(Event(run.cell, run.seed, run.status))
-    if not pending:
-        return
-    damaged = [run.folder for run in pending if run.status == "damaged"]
-    if damaged:
-        raise InputError(*(f"{out / 'runs' / name}: damaged; delete this folder to redo the run" for name in damaged))
     cores = len(os.sched_getaffinity(0))
     machine = choose_machine(experiment.cells[0].recipe, device)
-    count = workers or (1 if machine.device != "cpu" else min(cores, len(state.runs)))
-    tasks = [
-        _Task(
-            run.cell,
-            run.seed,
-            str(out / "runs" / run.folder),
-            recipes[run.cell].canonical(),
-            machine.device,
-            max(1, cores // count),
-            machine.bf16_fast,
-        )
-        for run in pending
-    ]
-    _Pool(tasks, min(count, len(tasks)), on_event).run()
+    total = len(experiment.cells) * len(experiment.config.seeds)
+    count = workers or (1 if machine.device != "cpu" else min(cores, total))
+    if read_plan(out) is None:  # nothing is written for an experiment that cannot run
+        _check_data(experiment)
+    write_plan(out, plan_of(experiment, threads=max(1, cores // count)))
+    with RunFolder(out).lock():
+        state = load_sweep(out)
+        for run in state.runs:
+            if run.status in ENDED:
+                on_event(Event(run.cell, run.seed, run.status))
+        pending = [run for run in state.runs if run.status not in ENDED]
+        if damaged := [run.folder for run in pending if run.status == "damaged"]:
+            raise InputError(*(f"{out / 'runs' / name}: damaged; delete this folder to redo the run" for name in damaged))
+        recipes = {cell.name: cell.recipe.canonical() for cell in experiment.cells}
+        threads = state.plan["threads"]
+        tasks = [_Task(run.cell, run.seed, str(out / "runs" / run.folder), recipes[run.cell], machine, threads) for run in pending]
+        if tasks:
+            _Pool(tasks, min(count, len(tasks)), on_event).run()
+
+
+def _check_data(experiment: Experiment) -> None:
+    """Loads each corpus once and fits it to each recipe: what every run would stumble over is said once, before all runs."""
+    corpora: dict[DataConfig, Corpus] = {}
+    for cell in experiment.cells:
+        data = cell.recipe.data
+        if data not in corpora:
+            corpora[data] = corpus.load(data)
+        batches(cell.recipe, corpora[data], experiment.config.seeds[0])
 
 
 class _Worker:
@@ -118,7 +120,6 @@ class _Pool:
         self.count = count
         self.workers: list[_Worker] = []
         self.failures: list[str] = []
-        self.bad_input: list[str] = []
         self.stopping: int | None = None
 
     def run(self) -> None:
@@ -133,10 +134,9 @@ class _Pool:
                 by_pipe = {worker.pipe: worker for worker in self.workers}
                 for pipe in wait(list(by_pipe), timeout=0.2):
                     self._hear(by_pipe[pipe])  # pyright: ignore[reportArgumentType]
-        if self.bad_input:
-            raise InputError(*self.bad_input)
         if self.stopping is not None:
-            raise Interrupted(self.stopping, "stopped; all runs are saved: the same command goes on")
+            message = "\n".join([*self.failures, "stopped; all runs are saved: the same command goes on"])
+            raise Interrupted(self.stopping, message)
         if self.failures:
             raise RunError("\n".join([*self.failures, "The other runs are done; the same command tries these again."]))
 
@@ -152,13 +152,9 @@ class _Pool:
             self.on_event(Event(task.cell, task.seed, "progress", progress=content))
             return
         worker.task = None
-        if kind == "bad input":  # every run would meet it: stop them all
-            self.bad_input += [problem for problem in content if problem not in self.bad_input]
-            self.waiting.clear()
-            self._stop_all()
-        elif kind == "failed":
+        if kind == "failed":
             self.failures.append(content)
-        self.on_event(Event(task.cell, task.seed, "failed" if kind == "bad input" else kind, message=str(content)))
+        self.on_event(Event(task.cell, task.seed, kind, message=content))
         self._next(worker)
 
     def _lost(self, worker: _Worker) -> None:
@@ -211,18 +207,16 @@ def _work(pipe: Connection) -> None:
                 recipe,
                 task.seed,
                 task.folder,
-                device=task.device,
+                device=task.machine.device,
                 threads=task.threads,
-                bf16_fast=task.bf16_fast,
+                bf16_fast=task.machine.bf16_fast,
                 resume=True,
                 on_progress=tell,
             )
             outcome: tuple[str, Any] = (result["status"], "")
-        except InputError as error:
-            outcome = ("bad input", [f"{task.cell}: {problem}" for problem in error.problems])
         except Interrupted as stopped:
             outcome = ("stopped", str(stopped))
-        except RunError as error:
+        except (InputError, RunError) as error:
             outcome = ("failed", f"{task.cell}, seed {task.seed}: {error}")
         except Exception as error:  # a bug or no memory: the traceback goes to stderr, the other runs go on
             traceback.print_exc()

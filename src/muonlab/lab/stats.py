@@ -87,31 +87,33 @@ class Verdict:
     reason: str
 
 
-def decide(comparison: Comparison, p_adjusted: float, *, alpha: float, margin: float | None, diverged: int = 0) -> Verdict:
-    """The verdict on an arm. A difference within the margin is `equivalent` even where it is statistically clear; an arm
-    with diverged runs is never called better or equivalent."""
-    d, level = comparison.difference, f"{100 * (1 - alpha):g} % CI {comparison.low:+.4f} to {comparison.high:+.4f}"
-    if diverged:
-        return Verdict("undecided", f"{diverged} of its runs diverged; the mean of the others says nothing about it")
+def decide(
+    comparison: Comparison, claims: int, p_adjusted: float, p_equivalence_adjusted: float, *, alpha: float, margin: float | None
+) -> Verdict:
+    """The verdict on an arm; the p-values are adjusted for the number of claims. A difference that is shown to lie within the
+    margin is `equivalent` even where it is clearly not zero."""
     if math.isnan(comparison.p):
-        return Verdict("undecided", "the runs do not differ between seeds, or there are fewer than two: no estimate of chance")
-    same = comparison.p_equivalence
-    if same is not None and same < alpha:
-        return Verdict("equivalent", f"difference {d:+.4f}, {level}, inside ±{margin:g} (TOST p = {_p(same)})")
+        return Verdict("undecided", "too few runs, or no spread between seeds: there is no estimate of chance")
+    difference = f"difference {comparison.difference:+.4f}"
+    if margin is not None and p_equivalence_adjusted < alpha:
+        return Verdict("equivalent", f"{difference}, shown to lie within ±{margin:g} (TOST, p = {_p(p_equivalence_adjusted)})")
+    level = f"{100 * (1 - alpha):g} % CI {comparison.low:+.4f} to {comparison.high:+.4f}"
+    adjusted = f", {_p(p_adjusted)} adjusted for {claims} claims" if claims > 1 else ""
+    evidence = f"{difference}, {level}, p = {_p(comparison.p)}{adjusted}"
     if p_adjusted < alpha:
-        return Verdict("better" if d < 0 else "worse", f"difference {d:+.4f}, {level}, p = {_p(p_adjusted)} (Welch, Holm)")
-    return Verdict("undecided", f"difference {d:+.4f}, {level}, p = {_p(p_adjusted)} (Welch, Holm)")
+        return Verdict("better" if comparison.difference < 0 else "worse", evidence)
+    return Verdict("undecided", evidence)
 
 
 def _p(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
+    return f"{p:.3g}" if p >= 1e-4 else "< 0.0001"
 
 
 def median_with_misses(values: Sequence[float | None]) -> float | None:
-    """The median of times to a target, where None is a run that never got there: it counts as later than all others (the
-    Kaplan–Meier median when all misses are censored at the end). None if half of the runs or more missed it."""
+    """The time by which half of the runs had reached a target; None is a run that never did, later than all others. This is the
+    Kaplan–Meier median with misses censored at the end. None if more than half of the runs missed it."""
     ordered = sorted(math.inf if v is None else v for v in values)
     if not ordered:
         return None
-    middle = statistics.median(ordered)
+    middle = ordered[(len(ordered) + 1) // 2 - 1]
     return middle if math.isfinite(middle) else None

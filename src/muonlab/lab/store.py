@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,24 @@ class Sweep:
         return [run for run in self.runs if run.cell == cell]
 
 
+def read_plan(directory: Path) -> dict[str, Any] | None:
+    """The plan in a sweep's folder, None if there is none. Raises InputError if it is damaged."""
+    keys = {"name", "cells", "runs", "baseline", "metric", "target", "threads", "changes"}
+    return read_json(directory / _PLAN, keys, "delete this file and sweep again")
+
+
 def write_plan(directory: Path, plan: dict[str, Any]) -> None:
-    """Writes experiment.json. Raises InputError if the folder cannot be written or belongs to another experiment."""
-    known = read_json(directory / _PLAN)
+    """Writes experiment.json. What decides and was changed since an earlier sweep is kept in it, for the report to tell.
+
+    Raises InputError if the folder cannot be written or belongs to another experiment.
+    """
+    known = read_plan(directory)
     if known is not None and known["name"] != plan["name"]:
         raise InputError(f"{directory}: holds the experiment {known['name']!r}: choose another folder with --out")
-    if known == plan:
-        return
+    if known is not None:
+        plan = {**plan, "threads": known["threads"], "changes": known["changes"] + _changes(known, plan)}
+        if plan == known:
+            return
     try:
         (directory / "runs").mkdir(parents=True, exist_ok=True)
         write_json(directory / _PLAN, plan)
@@ -58,10 +70,17 @@ def write_plan(directory: Path, plan: dict[str, Any]) -> None:
         raise InputError(f"{directory}: cannot be written: {error.strerror}; choose another folder with --out") from None
 
 
+def _changes(known: dict[str, Any], plan: dict[str, Any]) -> list[dict[str, Any]]:
+    today = datetime.now(UTC).date().isoformat()
+    before, after = ({**p, "arms": [cell["name"] for cell in p["cells"]]} for p in (known, plan))
+    keys = ("metric", "target", "margin", "alpha", "baseline", "seeds", "arms")
+    return [{"date": today, "key": k, "before": before.get(k), "after": after[k]} for k in keys if before.get(k) != after[k]]
+
+
 def load_sweep(directory: str | Path) -> Sweep:
     """Reads a sweep's folder, finished or not. Raises InputError if it is none."""
     directory = Path(directory)
-    plan = read_json(directory / _PLAN)
+    plan = read_plan(directory)
     if plan is None:
         raise InputError(f"{directory}: expected the folder of a sweep (with {_PLAN}); run `muonlab sweep EXPERIMENT` first")
     return Sweep(plan, [_record(directory, planned) for planned in plan["runs"]])
@@ -76,4 +95,7 @@ def _record(directory: Path, planned: dict[str, Any]) -> RunRecord:
         return RunRecord(*about, status="damaged")
     if run is None:
         return RunRecord(*about, status="missing")
-    return RunRecord(*about, status=result["status"] if result else "unfinished", result=result or {}, rows=folder.rows(), run=run)
+    rows = folder.rows()
+    if run["id"] != planned["id"] or (result is not None and (not rows or rows[-1]["step"] != result["steps"])):
+        return RunRecord(*about, status="damaged")  # another run's folder, or metrics that do not reach to its end
+    return RunRecord(*about, status=result["status"] if result else "unfinished", result=result or {}, rows=rows, run=run)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 class GPTConfig(BaseModel):
     """Sizes of a GPT. The defaults are the benchmark's, but for the vocabulary, which follows the tokenizer."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     family: Literal["gpt"] = "gpt"
     layers: PositiveInt = Field(12, description="number of blocks")

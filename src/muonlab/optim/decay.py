@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from muonlab.optim.names import choose
+from muonlab.names import choose
 
 if TYPE_CHECKING:
     from muonlab.optim.rules import Step

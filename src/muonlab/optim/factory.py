@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from muonlab.names import choose
 from muonlab.optim import routing
-from muonlab.optim.names import choose
+from muonlab.optim.adamw import AdamW
 from muonlab.optim.optimizer import Optimizer
 from muonlab.optim.rules import UpdateRule
 from muonlab.optim.variants import variant
@@ -24,8 +25,8 @@ def optimizer(
     weight_decay: float = 0.0,
     aux_lr: float | Mapping[str, float] | None = None,
     aux_weight_decay: float = 0.0,
-    aux_betas: tuple[float, float] = (0.9, 0.95),
-    aux_eps: float = 1e-8,
+    aux_betas: tuple[float, float] | None = None,
+    aux_eps: float | None = None,
     roles: Mapping[str, str] | None = None,
     lr_mul: Mapping[str, float] | None = None,
     wd_mul: Mapping[str, float] | None = None,
@@ -35,20 +36,19 @@ def optimizer(
 
     lr, weight_decay: for the matrices (default lr: the variant's own). aux_lr: for embeddings, head and vectors, one number
     or {role: number}; default 3e-3, or `lr` if the optimizer is AdamW itself. roles: {pattern: role} overrides, see
-    `muonlab.optim.routing`. lr_mul, wd_mul: {pattern: factor} on the learning rate and decay of single parameters.
-    options: the variant's own (orthogonalizer, momentum, beta2, ...). Print `.plan` of the result to see what was decided, and why.
+    `muonlab.optim.routing`. aux_betas, aux_eps: AdamW's, default (0.9, 0.95) and 1e-8. lr_mul, wd_mul: {pattern: factor} on the
+    learning rate and decay of single parameters. options: the variant's own (orthogonalizer, momentum, beta2, ...).
+    Print `.plan` of the result to see what was decided, and why.
     Raises ValueError for unknown names, options and roles, and for patterns that match nothing.
     """
+    model = _unwrapped(model)
     chosen = variant(name)
     main: UpdateRule = chosen.rule(**options)
     lr = chosen.lr if lr is None else lr
-    fallback = lr if name == "adamw" else AUX_LR
-    rules: dict[str, UpdateRule] = {
-        name: main,
-        "aux_adamw": variant("adamw").rule(betas=aux_betas, eps=aux_eps),
-    }
-    if name == "adamw":  # the same rule for all; only the learning rates may differ
-        rules["aux_adamw"] = main
+    # Beside AdamW itself the rest is trained as the matrices are, unless told otherwise.
+    aux, fallback = (main, lr) if isinstance(main, AdamW) else (AdamW(), AUX_LR)
+    aux = AdamW(aux.betas if aux_betas is None else aux_betas, aux.eps if aux_eps is None else aux_eps)
+    rules: dict[str, UpdateRule] = {name: main, "aux_adamw": aux}
     assignments = routing.assign(model, roles)
     present = sorted({a.role for a in assignments})
     aux_lrs = _per_role(aux_lr, fallback)
@@ -68,7 +68,7 @@ def optimizer(
                 "why": [a.why for a in members],
             }
         )
-    if "matrix" not in present:
+    if main.matrices and "matrix" not in present:
         raise ValueError(f"{type(model).__name__} has no hidden matrix for {name!r} (roles found: {', '.join(present)})")
     names = [a.name for a in assignments]
     for key, patterns in (("lr_mul", lr_mul or {}), ("wd_mul", wd_mul or {})):
@@ -77,6 +77,14 @@ def optimizer(
             values = [float(factors.get(n, 1.0)) for n, _ in group["params"]]
             group[key] = values if len(set(values)) > 1 else values[0]
     return Optimizer(groups, rules, lr=lr, weight_decay=weight_decay)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile's or DistributedDataParallel's wrapper, so that names are the model's own."""
+    for inside in ("_orig_mod", "module"):
+        if all(name.startswith(f"{inside}.") for name, _ in model.named_parameters()) and hasattr(model, inside):
+            return _unwrapped(getattr(model, inside))
+    return model
 
 
 def _per_role(aux_lr: float | Mapping[str, float] | None, fallback: float) -> dict[str, float]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from muonlab.optim.checks import check_scalars
 from muonlab.optim.stacks import at
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ _NOT_COPIED = ("params", "param_names", *_PER_PARAMETER)
 
 def match(optimizer: Optimizer, state_dict: dict[str, Any]) -> tuple[dict[Tensor, Any], list[dict[str, Any]]]:
     """(state per parameter, new keys per group) for `optimizer`; nothing is changed. ValueError where it cannot fit."""
-    saved_groups = state_dict["param_groups"]
+    saved_groups = copy.deepcopy(state_dict["param_groups"])
     ours, theirs = _names(optimizer.param_groups), _names(saved_groups)
     if ours is not None and theirs is not None:
         found = _by_name(ours, theirs, saved_groups)
@@ -32,9 +34,11 @@ def match(optimizer: Optimizer, state_dict: dict[str, Any]) -> tuple[dict[Tensor
         sources = [next(places) for _ in group["params"]]  # (index in the file, saved group, place in it)
         new = _merge([saved for _, saved, _ in sources], group)
         for key in _PER_PARAMETER:
-            values = [at(saved.get(key, 1.0), place) for _, saved, place in sources]
+            own = group[key]
+            values = [at(saved[key], place) if key in saved else at(own, j) for j, (_, saved, place) in enumerate(sources)]
             new[key] = values[0] if len(set(values)) == 1 else values
         new_groups.append(new)
+        check_scalars({**group, **new})
         rule = optimizer.rule_of({**group, **new})
         for p, (index, _, _) in zip(group["params"], sources, strict=True):
             entry = state_dict["state"].get(index)

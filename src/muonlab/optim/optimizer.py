@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muonlab.names import choose
 from muonlab.optim import loading
+from muonlab.optim.checks import check_parameter, check_scalars
 from muonlab.optim.matrices import PLAIN, MatrixSpec
-from muonlab.optim.names import choose
 from muonlab.optim.plan import Plan, PlanRow
 from muonlab.optim.rules import Step, UpdateRule
-from muonlab.optim.stacks import Stack, at, build_stacks
+from muonlab.optim.stacks import HALF, Stack, at, build_stacks
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -42,8 +43,10 @@ class Optimizer(torch.optim.Optimizer):
         self.rules: dict[str, UpdateRule] = dict(rules) if isinstance(rules, Mapping) else {"rule": rules}
         self._about: dict[Tensor, tuple[MatrixSpec, str, str]] = {}  # parameter -> spec, role, why
         self._stacks: list[Stack] | None = None
-        defaults = {"lr": lr, "weight_decay": weight_decay, "lr_mul": 1.0, "wd_mul": 1.0, **scalars}
-        super().__init__(params, defaults)
+        self._given = {"lr": lr, "weight_decay": weight_decay, "lr_mul": 1.0, "wd_mul": 1.0, **scalars}
+        super().__init__(params, dict(self._given))
+        # torch's OneCycleLR and CyclicLR look here for the momentum that they are to cycle
+        self.defaults = {**next(iter(self.rules.values())).scalars(), **self.defaults}
 
     def rule_of(self, group: dict[str, Any]) -> UpdateRule:
         """The rule that a group's parameters follow."""
@@ -55,22 +58,23 @@ class Optimizer(torch.optim.Optimizer):
         """Adds a group (see the class). Raises before anything has changed if a value or a parameter does not fit."""
         group = dict(param_group)
         spec, role, why = group.pop("spec", PLAIN), group.pop("role", "matrix"), group.pop("why", "given by the caller")
-        for name, default in self.defaults.items():
+        for name, default in self._given.items():
             group.setdefault(name, default)
         rule = self.rule_of(group)
         for name, initial in rule.scalars().items():
             group.setdefault(name, initial)
         super().add_param_group(group)
         try:
-            _check_scalars(group)
+            check_scalars(group)
+            whys = why if isinstance(why, list) else [why] * len(group["params"])
+            about = {p: (spec, role, w) for p, w in zip(group["params"], whys, strict=True)}
             names = group.get("param_names", [f"shape {tuple(p.shape)}" for p in group["params"]])
             for name, p in zip(names, group["params"], strict=True):
-                _check_parameter(name, p, rule, spec)
+                check_parameter(name, p, rule, spec)
         except Exception:
             self.param_groups.pop()
             raise
-        whys = why if isinstance(why, list) else [why] * len(group["params"])
-        self._about |= {p: (spec, role, w) for p, w in zip(group["params"], whys, strict=True)}
+        self._about |= about
         self._stacks = None
 
     # -- the step -----------------------------------------------------------------------------------------------
@@ -107,9 +111,12 @@ class Optimizer(torch.optim.Optimizer):
         all_rows = len(rows) == len(stack.params)
         index = None if all_rows else torch.tensor(rows, device=stack.params[0].device)
         state = stack.state if index is None else {k: v[index] for k, v in stack.state.items()}
+        matrices = [stack.matrix(i) for i in rows]
+        half = matrices[0].dtype in HALF
+        weights = [w.float() for w in matrices] if half else matrices
         self.rule_of(group)(
             Step(
-                weights=[stack.matrix(i) for i in rows],
+                weights=weights,
                 grads=stack.gradients(rows),
                 state=state,
                 lr=stack.scalar(group["lr"], group["lr_mul"], rows),
@@ -117,6 +124,8 @@ class Optimizer(torch.optim.Optimizer):
                 scalars=group,
             )
         )
+        if half:  # decay and update together are rounded once
+            torch._foreach_copy_(matrices, weights)  # pyright: ignore[reportPrivateImportUsage]
         if index is not None:
             for name, rows_of_state in state.items():
                 stack.state[name][index] = rows_of_state
@@ -129,6 +138,7 @@ class Optimizer(torch.optim.Optimizer):
         Keeps the saved dtype of the state (torch's own loader would round float32 state of bfloat16 parameters). Raises
         ValueError, before anything has changed, where names, shapes, rules or groups do not fit.
         """
+        state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
         state, groups = loading.match(self, state_dict)
@@ -141,7 +151,8 @@ class Optimizer(torch.optim.Optimizer):
             hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"rules": self.rules, "_about": self._about, "_stacks": None}
+        kept = {"rules": self.rules, "_given": self._given, "_about": self._about, "_stacks": None}
+        return super().__getstate__() | kept
 
     # -- the plan -----------------------------------------------------------------------------------------------
 
@@ -161,24 +172,3 @@ class Optimizer(torch.optim.Optimizer):
                     PlanRow(name, tuple(p.shape), role, why, rule.describe(), lr * rule.lr_factor(shape), decay, p.requires_grad)
                 )
         return Plan(rows)
-
-
-def _check_scalars(group: dict[str, Any]) -> None:
-    for name, low, high in (("lr", 0.0, None), ("momentum", 0.0, 1.0), ("beta2", 0.0, 1.0), ("eps", 0.0, None)):
-        value = group.get(name, low)
-        if not value >= low or (high is not None and value > high):  # `not >=` refuses NaN as well
-            raise ValueError(f"expected {name} >= {low:g}{'' if high is None else f' and <= {high:g}'}, got {value}")
-    for name in ("lr_mul", "wd_mul"):
-        value = group[name]
-        if isinstance(value, list | tuple) and len(value) != len(group["params"]):
-            raise ValueError(f"expected one {name} or {len(group['params'])} (one per parameter), got {len(value)}")
-
-
-def _check_parameter(name: str, p: Tensor, rule: UpdateRule, spec: MatrixSpec) -> None:
-    if p.is_complex():
-        raise ValueError(f"{name}: expected a real parameter, got {p.dtype}: train torch.view_as_real(parameter) instead")
-    if rule.matrices:
-        try:
-            spec.view(p)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from muonlab.optim.names import choose
+from muonlab.names import choose
 from muonlab.optim.precision import fast_matmul_dtype
 
 Quintic = tuple[float, float, float]
@@ -108,9 +108,12 @@ def orthogonalizer(method: str, *, steps: int | None = None, dtype: torch.dtype 
     """The orthogonalizer of that name. Raises ValueError for an unknown name or a number of steps that it lacks."""
     choose("orthogonalizer", method, _METHODS)
     coefficients, default, safety = _METHODS[method]
-    chosen = coefficients(default if steps is None else steps)
-    if steps is not None and (steps < 1 or len(chosen) != steps):
-        raise ValueError(f"{method}: expected 1 to {default} steps (its list has {default}), got {steps}")
+    steps = default if steps is None else steps
+    chosen = coefficients(max(steps, 0))
+    if not chosen or len(chosen) != steps:
+        raise ValueError(f"{method}: expected 1 to {len(coefficients(100))} steps, got {steps}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"{method}: expected a floating dtype for the products, got {dtype}")
     return NewtonSchulz(method, chosen, safety=safety, dtype=dtype)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from muonlab.optim.names import choose
+from muonlab.names import choose
 
 if TYPE_CHECKING:
     from muonlab.optim.rules import Step
@@ -41,7 +41,7 @@ class VarianceReduction:
 
     def init(self, like: Tensor) -> dict[str, Tensor]:
         r = self._reduced(*like.shape[-2:])
-        return {"second_moment": torch.zeros_like(like.narrow(r, 0, 1))}  # (B, m, 1) or (B, 1, n)
+        return {"second_moment": torch.zeros_like(like.sum(r, keepdim=True))}  # (B, m, 1) or (B, 1, n)
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         r = self._reduced(*x.shape[-2:])

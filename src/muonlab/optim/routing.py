@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from muonlab.names import choose
 from muonlab.optim.matrices import PLAIN, MatrixSpec
-from muonlab.optim.names import choose
 
 ROLES = ("matrix", "embedding", "head", "vector")
 
@@ -63,8 +63,7 @@ def match_pattern(pattern: str, names: list[str]) -> list[str]:
     matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
     if not matched:
         near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3)
-        hint = f"; the nearest name is {near[0]!r}" if near else ""
-        raise ValueError(f"pattern {pattern!r} matches none of the {len(names)} parameters{hint}")
+        raise ValueError(f"pattern {pattern!r} matches none of the {len(names)} parameters; near it: {near or names[:3]}")
     return matched
 
 
@@ -88,19 +87,22 @@ def _owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
 
 
 def _heads(model: nn.Module) -> set[int]:
-    """ids of the modules that turn features into logits: by HF's accessor, by name, or by an embedding's size."""
-    sizes = {(m.num_embeddings, m.embedding_dim) for m in model.modules() if isinstance(m, nn.Embedding)}
-    found = set()
+    """ids of the modules that turn features into logits: by Hugging Face's accessor and by name; where these find none, the
+    last one of the largest embedding's size (an attention projection can have the size of a smaller embedding)."""
     accessor = getattr(model, "get_output_embeddings", None)
-    if callable(accessor):
-        found.add(id(accessor()))
+    found = {id(accessor())} if callable(accessor) else set()
+    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    vocabulary = max((tuple(m.weight.shape) for m in embeddings), default=None)
+    alike = []
     for path, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if not isinstance(weight, nn.Parameter) or weight.ndim != 2 or isinstance(module, nn.Embedding):
             continue
-        if path.rsplit(".", 1)[-1] in _HEAD_NAMES or tuple(weight.shape) in sizes:
+        if path.rsplit(".", 1)[-1] in _HEAD_NAMES:
             found.add(id(module))
-    return found
+        if tuple(weight.shape) == vocabulary:
+            alike.append(id(module))
+    return found or set(alike[-1:])
 
 
 def _by_structure(p: nn.Parameter, owners: list[tuple[nn.Module, str]], heads: set[int]) -> tuple[str, str]:

@@ -25,7 +25,7 @@ Scalar = float | Tensor  # a Python float, or one value per matrix: (B, 1, 1)
 class Step:
     """One stack in one step, as a rule sees it."""
 
-    weights: list[Tensor]  # B tensors (m, n): the parameters themselves or views of them, updated in place
+    weights: list[Tensor]  # B tensors (m, n): the parameters, views or (half precision) float32 copies, updated in place
     grads: Tensor  # (B, m, n), in the state's dtype (float32, or float64 for float64 parameters); read only
     state: dict[str, Tensor]  # each (B, ...), updated in place
     lr: Scalar
@@ -33,7 +33,7 @@ class Step:
     scalars: Mapping[str, Any]  # the group's other live scalars: momentum, beta2, betas, eps ...
 
     def subtract(self, update: Tensor, factor: Scalar) -> None:
-        """W ← W − factor · update, for every matrix of the stack. A weight of another dtype is rounded once."""
+        """W ← W − factor · update, for every matrix of the stack."""
         if isinstance(factor, Tensor):
             torch._foreach_sub_(self.weights, list((update * factor).unbind(0)))  # pyright: ignore[reportPrivateImportUsage]
         else:  # the fused form: one rounding, as torch's own optimizers do it

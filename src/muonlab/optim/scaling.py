@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from muonlab.optim.names import choose
+from muonlab.names import choose
 
 _RULES = {
     # Keller Jordan: spectral norm of the update grows with the output side only.

@@ -12,7 +12,7 @@ from torch import Tensor
 from muonlab.optim.matrices import MatrixSpec
 from muonlab.optim.rules import Scalar, UpdateRule
 
-_HALF = (torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass
@@ -65,7 +65,7 @@ def at(multiplier: float | list[float], j: int) -> float:
 
 def state_dtype(p: Tensor) -> torch.dtype:
     """float32 for half-precision parameters, else the parameter's own."""
-    return torch.float32 if p.dtype in _HALF else p.dtype
+    return torch.float32 if p.dtype in HALF else p.dtype
 
 
 def build_stacks(

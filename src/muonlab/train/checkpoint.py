@@ -37,6 +37,8 @@ def save(directory: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
     """Writes `directory`/step-…, then deletes all but the newest `keep`. On OSError nothing is left behind."""
     directory.mkdir(exist_ok=True)
     final = directory / f"step-{step:08d}"
+    if final.exists():  # this process has just written it; a whole checkpoint is never deleted to be written again
+        return final
     building = directory / f".building-{step:08d}"
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
@@ -51,8 +53,6 @@ def save(directory: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
         for path in building.iterdir():
             _sync_file(path)
         sync_directory(building)
-        if final.exists():  # the same step again, after a resume from an older checkpoint
-            shutil.rmtree(final)
         os.rename(building, final)
         sync_directory(directory)
     except BaseException:
@@ -66,6 +66,15 @@ def save(directory: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
 def checkpoints(directory: Path) -> list[Path]:
     """The checkpoints in `directory`, newest first."""
     return sorted(directory.glob("step-*"), reverse=True) if directory.is_dir() else []
+
+
+def discard_after(directory: Path, step: int) -> None:
+    """Removes what a resume from `step` has no use for: half-built checkpoints, and damaged ones of later steps."""
+    for path in directory.glob(".building-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in checkpoints(directory):
+        if path.name > f"step-{step:08d}":
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def load_newest(directory: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -34,14 +34,15 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the working directory's repository and whether files differ from it; None outside a repository."""
+    """Commit of the repository that this package lies in and whether its tracked files differ; None outside a repository."""
     commit = _git("rev-parse", "HEAD")
     return None if commit is None else {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
 
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20)
+        here = Path(__file__).parent
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, cwd=here)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -9,19 +9,46 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PositiveFloat, PositiveInt, WithJsonSchema, model_validator
 from torch import nn
 
 from muonlab.data.corpus import DataConfig
-from muonlab.errors import did_you_mean
 from muonlab.models.gpt import GPTConfig
+from muonlab.names import did_you_mean
 from muonlab.optim import Optimizer, optimizer
+from muonlab.optim.scaling import scaling_rule
 from muonlab.optim.variants import variant, variants
 from muonlab.train.schedule import ScheduleConfig
 from muonlab.train.settings import read_toml, validated, with_overrides
 
 Rate = Annotated[float, Field(gt=0, le=1e6)]  # learning rates; beyond that float32 overflows in the first step
 Role = Literal["matrix", "embedding", "head", "vector"]
+
+
+def _aux_rates(value: Any) -> Any:
+    """One rate, or {role: rate}: checked by hand, since a union would report each problem once for each of its sides."""
+    if value is None:
+        return None
+    for role, rate in value.items() if isinstance(value, dict) else [("", value)]:
+        if role not in ("", *_AUX_ROLES):
+            raise ValueError(f"unknown role {role!r}; {did_you_mean(role, _AUX_ROLES)}")
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1e6:
+            raise ValueError(f"expected a number above 0 (or one for each role), got {rate!r}{f' for {role}' if role else ''}")
+    return value
+
+
+_AUX_ROLES = ("embedding", "head", "vector")
+_RATE_SCHEMA = {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}
+_ROLES_SCHEMA = {
+    "type": "object",
+    "properties": dict.fromkeys(_AUX_ROLES, _RATE_SCHEMA),
+    "additionalProperties": False,
+}
+AuxRates = Annotated[
+    float | dict[str, float] | None,
+    PlainValidator(_aux_rates),
+    WithJsonSchema({"anyOf": [_RATE_SCHEMA, _ROLES_SCHEMA, {"type": "null"}]}),
+]
 
 
 def _optimizer_options(schema: dict[str, Any]) -> None:
@@ -43,14 +70,14 @@ class OptimizerConfig(BaseModel):
     name: str = Field("muon", description="one of `muonlab optimizers`")
     lr: Rate | None = Field(None, description="peak learning rate of the matrices; default: the optimizer's own")
     weight_decay: float = Field(0.0, description="of the matrices; decoupled; may be negative")
-    aux_lr: Rate | dict[Literal["embedding", "head", "vector"], Rate] | None = Field(
-        None, description="AdamW's peak learning rate for everything else: one number, or one for each role"
-    )
+    aux_lr: AuxRates = Field(None, description="AdamW's peak rate for everything else: one number, or one for each role")
     aux_weight_decay: float = 0.0
-    aux_betas: tuple[float, float] = (0.9, 0.95)
-    aux_eps: PositiveFloat = 1e-8
+    aux_betas: tuple[float, float] | None = Field(None, description="AdamW's betas for everything else; default (0.9, 0.95)")
+    aux_eps: PositiveFloat | None = Field(None, description="AdamW's eps for everything else; default 1e-8")
     roles: dict[str, Role] = Field({}, description="{pattern: role} overrides of what the model declares")
-    lr_mul: dict[str, NonNegativeFloat] = Field({}, description="{pattern: factor} on the learning rate of single parameters")
+    lr_mul: dict[str, Annotated[float, Field(ge=0, le=1e6)]] = Field(
+        {}, description="{pattern: factor} on the learning rate of single parameters"
+    )
     wd_mul: dict[str, float] = Field({}, description="{pattern: factor} on the weight decay of single parameters")
 
     @model_validator(mode="after")
@@ -74,6 +101,15 @@ class OptimizerConfig(BaseModel):
     def build(self, model: nn.Module) -> Optimizer:
         arguments = {key: getattr(self, key) for key in type(self).model_fields}
         return optimizer(model, **arguments, **(self.model_extra or {}))
+
+    def canonical(self) -> dict[str, Any]:
+        """The table with all options of the chosen optimizer, its default rate and the canonical name of its shape rule."""
+        chosen = variant(self.name)
+        table = {key: parameter.default for key, parameter in chosen.options().items()} | self.model_dump(mode="json")
+        floats = {key: float(table[key]) for key, p in chosen.options().items() if isinstance(p.default, float)}
+        scale = {"scale": scaling_rule(table["scale"])} if "scale" in table else {}
+        table |= {**floats, **scale, "lr": chosen.lr if self.lr is None else self.lr}
+        return json.loads(json.dumps(table))
 
 
 def _wrong_type(key: str, value: Any, option: inspect.Parameter) -> str | None:
@@ -139,8 +175,9 @@ class Recipe(BaseModel):
         return self.train.batch * self.model.context
 
     def canonical(self) -> dict[str, Any]:
-        """Every key with its value, defaults included, as JSON types: equal recipes have equal canonical forms."""
-        return self.model_dump(mode="json")
+        """Every key with its value, defaults and the optimizer's options included, as JSON types: recipes that mean the same
+        have equal canonical forms, and a default that changes changes them. Reads back as the same recipe."""
+        return {**self.model_dump(mode="json"), "optimizer": self.optimizer.canonical()}
 
     def run_id(self, seed: int) -> str:
         """The run's identity: a hash of the canonical recipe and the seed."""

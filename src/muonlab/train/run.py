@@ -67,6 +67,8 @@ def train(
     if known is not None and known["data"]["sha256"] != trainer.data["sha256"]:
         raise InputError(f"{out}: the corpus has changed since the run began (SHA-256 differs): start a new run")
     with folder.lock(), stop_requests() as request:
+        if folder.run() != known:
+            raise InputError(f"{out}: another process has begun a run here meanwhile: choose another folder with --out")
         try:
             if known is None:
                 write_json(folder.run_file, _describe(recipe, seed, trainer))
@@ -74,8 +76,9 @@ def train(
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             saved = checkpoints.checkpoints(folder.checkpoints)
-            kept = f"{saved[0].name} is whole" if saved else "there is no checkpoint yet"
-            raise RunError(f"{out}: stopped at step {trainer.step}: {reason}; {kept}. Make room, then resume.") from None
+            kept = f"{saved[0].name} is saved" if saved else "there is no checkpoint yet"
+            remedy = "Mend this (make room?), then go on with --resume."
+            raise RunError(f"{out}: stopped at step {trainer.step}: {reason}; {kept}. {remedy}") from None
 
 
 class _Session:
@@ -92,6 +95,7 @@ class _Session:
         self.trainer, self.folder, self.request, self.on_progress, self.say = trainer, folder, request, on_progress, say
         self.settings = trainer.recipe.train
         self.seconds = 0.0  # of training, all sessions together; evaluation and checkpoints not counted
+        self.rows = 0  # in metrics.jsonl
         self.train_loss: float | None = None
         self.val_loss: float | None = None
 
@@ -103,14 +107,16 @@ class _Session:
             start = time.perf_counter()
             loss = trainer.train_step()
             last = trainer.step == settings.steps
-            look = last or trainer.step % settings.log_every == 0
+            evaluate = last or trainer.step % settings.eval_every == 0
+            save = last or trainer.step % settings.checkpoint_every == 0
+            # a checkpoint must be known to be finite, and an evaluation must not be charged for the step before it
+            look = evaluate or save or trainer.step % settings.log_every == 0
             if look:
                 self.train_loss = loss.item()  # waits for the device
             self.seconds += time.perf_counter() - start
-            healthy = self._record(look, last or trainer.step % settings.eval_every == 0)
-            if not healthy:
+            if look and not self._record(evaluate):
                 return self._finish("diverged")
-            if last or trainer.step % settings.checkpoint_every == 0:
+            if save:
                 self._checkpoint()
             if look:
                 done = trainer.step - first_step
@@ -128,30 +134,32 @@ class _Session:
             self.seconds = self.trainer.restore(saved)
         for problem in problems:
             self.say(f"{problem}: using step-{self.trainer.step:08d} instead")
-        self.folder.keep_rows(self.trainer.step)
+        checkpoints.discard_after(self.folder.checkpoints, self.trainer.step)
+        self.rows = self.folder.keep_rows(self.trainer.step)
         if saved is not None:
+            lost = saved.progress["rows"] - self.rows
+            if lost:
+                self.say(f"{self.folder.metrics_file}: {lost} damaged rows are left out")
             self.say(f"{self.folder.path}: goes on after step {self.trainer.step}")
 
-    def _record(self, look: bool, evaluate: bool) -> bool:
-        """Writes what is due in this step. False if the run has diverged."""
-        if not look and not evaluate:
-            return True
+    def _record(self, evaluate: bool) -> bool:
+        """Writes a row about this step. False if the run has diverged."""
         trainer = self.trainer
         tokens = trainer.step * trainer.recipe.tokens_per_step
         row: dict[str, Any] = {"step": trainer.step, "tokens": tokens, "seconds": self.seconds}
-        if look:
-            row |= {"train_loss": self.train_loss, "lr": trainer.optimizer.param_groups[0]["lr"]}
+        row |= {"train_loss": self.train_loss, "lr": trainer.lr}
         if evaluate:
             self.val_loss = row["val_loss"] = trainer.evaluate()
         broken = [key for key in ("train_loss", "val_loss") if not math.isfinite(row.get(key) or 0.0)]
         for key in broken:
             row[key] = None  # JSON has no NaN
         self.folder.append_row(row | ({"diverged": True} if broken else {}))
+        self.rows += 1
         return not broken
 
     def _checkpoint(self) -> None:
         self.folder.sync_rows()
-        state = self.trainer.checkpoint(self.seconds)
+        state = self.trainer.checkpoint({"seconds": self.seconds, "rows": self.rows})
         checkpoints.save(self.folder.checkpoints, self.trainer.step, state, self.settings.keep_checkpoints)
 
     def _stop(self, signum: int) -> None:
@@ -165,6 +173,7 @@ class _Session:
         losses = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
         finished = status == "finished"
         result = {
+            "id": self.trainer.recipe.run_id(self.trainer.seed),
             "status": status,
             "steps": self.trainer.step,
             "tokens": self.trainer.step * self.trainer.recipe.tokens_per_step,
@@ -181,6 +190,8 @@ def _check(folder: RunFolder, recipe: Recipe, seed: int, resume: bool) -> dict[s
     """run.json of the run in the folder, None if there is none. Raises InputError if it is in the way."""
     known = folder.run()
     if known is None:
+        if checkpoints.checkpoints(folder.checkpoints) or folder.rows():
+            raise InputError(f"{folder.path}: holds a run without its run.json: choose another folder with --out")
         return None
     if not resume:
         state = "a finished run" if folder.result() else "an unfinished run"

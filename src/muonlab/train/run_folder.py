@@ -21,6 +21,9 @@ from typing import Any
 
 from muonlab.errors import InputError
 
+ENDED = ("finished", "diverged")  # how a run can end; anything else goes on
+_REDO = "delete the run's folder to redo it"
+
 
 class RunFolder:
     def __init__(self, path: str | Path) -> None:
@@ -29,24 +32,24 @@ class RunFolder:
         self.metrics_file, self.checkpoints = self.path / "metrics.jsonl", self.path / "checkpoints"
 
     def run(self) -> dict[str, Any] | None:
-        return read_json(self.run_file)
+        """run.json, None if there is none. Raises InputError if it is damaged."""
+        return read_json(self.run_file, {"id", "seed", "recipe", "machine", "model", "data", "provenance"}, _REDO)
 
     def result(self) -> dict[str, Any] | None:
-        return read_json(self.result_file)
+        """result.json, None if there is none. Raises InputError if it is damaged or another run's."""
+        result = read_json(self.result_file, {"id", "status", "steps", "tokens", "seconds", "val_loss", "best_val_loss"}, _REDO)
+        run = self.run()
+        if result is not None and (run is None or run["id"] != result["id"] or result["status"] not in ENDED):
+            raise InputError(f"{self.result_file}: damaged (it is not this run's result); {_REDO}")
+        return result
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows whose checksum holds, up to the first that is broken (a crash can cut the last line short)."""
+        """All rows whose checksum holds (a crash can cut the last line short)."""
         try:
             lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return []
-        rows = []
-        for line in lines:
-            row = parse_row(line)
-            if row is None:
-                break
-            rows.append(row)
-        return rows
+        return [row for row in map(parse_row, lines) if row is not None]
 
     def append_row(self, row: dict[str, Any]) -> None:
         with open(self.metrics_file, "a", encoding="utf-8") as file:
@@ -57,10 +60,11 @@ class RunFolder:
         with open(self.metrics_file, "a") as file:
             os.fsync(file.fileno())
 
-    def keep_rows(self, last_step: int) -> None:
-        """Forgets rows after `last_step`: what a resume will compute again."""
+    def keep_rows(self, last_step: int) -> int:
+        """Forgets rows after `last_step`, which a resume will compute again. Returns how many are left."""
         kept = [row for row in self.rows() if row["step"] <= last_step]
         write_atomically(self.metrics_file, "".join(map(format_row, kept)))
+        return len(kept)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -88,23 +92,27 @@ def parse_row(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
         crc = row.pop("crc")
-    except (ValueError, KeyError, AttributeError):
+        return row if crc == f"{zlib.crc32(json.dumps(row).encode()):08x}" else None
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
-    return row if crc == f"{zlib.crc32(json.dumps(row).encode()):08x}" else None
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, None if there is no such file. Raises InputError if it is damaged."""
+def read_json(path: Path, keys: set[str], remedy: str) -> dict[str, Any] | None:
+    """The object in a JSON file, None if there is no such file. Raises InputError, ending with `remedy`, if it is damaged or
+    lacks one of `keys`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except NotADirectoryError:
-        raise InputError(f"{path.parent}: expected a run's folder, got a file") from None
+        raise InputError(f"{path.parent}: expected a folder, got a file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise InputError(f"{path}: damaged (not JSON); delete the run's folder to redo it") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: damaged (not JSON); {remedy}") from None
+    if not isinstance(value, dict) or not keys <= value.keys():
+        raise InputError(f"{path}: damaged (expected the keys {', '.join(sorted(keys))}); {remedy}")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from muonlab.errors import InputError, did_you_mean
+from muonlab.errors import InputError
+from muonlab.names import did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -18,7 +20,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """The content of a TOML file. Raises InputError if it is missing, unreadable or malformed."""
     path = Path(path)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         beside = [p.name for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
         hint = f"; {did_you_mean(path.name, beside)}" if beside else ""
@@ -38,23 +40,26 @@ def with_overrides(settings: Mapping[str, Any], assignments: Iterable[str]) -> d
         key, equals, text = assignment.partition("=")
         if not equals or not all(key.split(".")):
             raise InputError(f"--set: expected key=value such as optimizer.lr=0.02, got {assignment!r}")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
-        changed = merge(changed, nested({key: value}))
+        changed = merge(changed, nested({key: _value(text)}))
     return changed
+
+
+def _value(text: str) -> Any:
+    """A TOML value, or the text itself where it is none."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """{"a.b": 1} -> {"a": {"b": 1}}."""
     result: dict[str, Any] = {}
     for key, value in flat.items():
-        *path, last = key.split(".")
-        here = result
-        for part in path:
-            here = here.setdefault(part, {})
-        here[last] = value
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        result = merge(result, value)
     return result
 
 
@@ -93,9 +98,12 @@ def _in_words(model: type[BaseModel], problem: dict[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{prefix}missing; this key is required"
     if problem["type"] == "value_error":
-        text = str(problem["ctx"]["error"])
-        return "\n".join(prefix + line for line in text.split("\n"))
+        lines = str(problem["ctx"]["error"]).split("\n")  # those of a table's own keys begin with the key
+        return "\n".join((f"{where}." if where and re.match(r"\w+: ", line) else prefix) + line for line in lines)
+    if problem["type"] == "too_short":
+        return f"{prefix}expected at least one, got none"
     message = problem["msg"].removeprefix("Input ").replace("should be", "expected", 1)
+    message = re.sub("valid dictionary.*", "table", message)
     return f"{prefix}{message}, got {problem['input']!r}"
 
 

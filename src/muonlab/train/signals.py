@@ -28,8 +28,10 @@ def stop_requests() -> Iterator[StopRequest]:
         for s, handler in before.items():
             signal.signal(s, handler)
 
-    before = {s: signal.signal(s, ask) for s in _SIGNALS}
+    before = {s: signal.getsignal(s) for s in _SIGNALS}
     try:
+        for s in _SIGNALS:
+            signal.signal(s, ask)
         yield request
     finally:
         for s, handler in before.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from muonlab.data import corpus
+from muonlab.data.corpus import Corpus
 from muonlab.data.loader import Batch, Loader, validation_batches
 from muonlab.errors import InputError
 from muonlab.optim.precision import bf16_is_fast, pin
@@ -39,12 +41,9 @@ def choose_machine(recipe: Recipe, device: str | None = None, threads: int | Non
     Raises InputError for a device that is not there.
     """
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        kind = torch.device(name).type
-    except RuntimeError:
-        raise InputError(f"--device: expected cpu, cuda or cuda:N, got {name!r}") from None
-    if kind not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise InputError(f"--device: expected cpu, cuda or cuda:N, got {name!r}")
+    kind = torch.device(name).type
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device {name}: this torch ({torch.__version__}) sees no CUDA device; use --device cpu")
     if kind == "cuda" and (torch.device(name).index or 0) >= torch.cuda.device_count():
@@ -58,6 +57,17 @@ def choose_machine(recipe: Recipe, device: str | None = None, threads: int | Non
     return Machine(name, precision, threads, fast)
 
 
+def batches(recipe: Recipe, text: Corpus, seed: int) -> tuple[Loader, list[Batch]]:
+    """The training loader and the validation batches. Raises InputError where recipe and corpus do not fit."""
+    config, settings = recipe.model, recipe.train
+    vocabulary = config.vocab_size or text.vocab_size
+    if recipe.data.source != "bin" and vocabulary < text.vocab_size:
+        raise InputError(f"model.vocab_size: expected at least the tokenizer's {text.vocab_size}, got {vocabulary}")
+    loader = Loader(text.train, context=config.context, batch=settings.batch, seed=seed)
+    micro = settings.batch // settings.accumulate
+    return loader, validation_batches(text.validation, context=config.context, batch=micro, tokens=settings.eval_tokens)
+
+
 class Trainer:
     """Model, optimizer and data of one run. Raises InputError where recipe and data do not fit."""
 
@@ -69,10 +79,8 @@ class Trainer:
         torch.manual_seed(stream_seed(seed, "torch"))  # nothing here draws from it; a user's model may
         text = corpus.load(recipe.data)
         self.data = text.provenance
-        config, settings = recipe.model, recipe.train
-        self.model = config.build(text.vocab_size)
-        if recipe.data.source != "bin" and self.model.vocab_size < text.vocab_size:
-            raise InputError(f"model.vocab_size: expected at least the tokenizer's {text.vocab_size}, got {self.model.vocab_size}")
+        self.loader, self.validation = batches(recipe, text, seed)
+        self.model = recipe.model.build(text.vocab_size)
         self.model.initialize(lambda name: torch.Generator().manual_seed(stream_seed(seed, "init", name)))
         self.model.to(machine.device)
         try:
@@ -81,10 +89,13 @@ class Trainer:
             raise InputError(f"optimizer: {error}") from None
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
-        self.loader = Loader(text.train, context=config.context, batch=settings.batch, seed=seed)
-        micro = settings.batch // settings.accumulate
-        self.validation = validation_batches(text.validation, context=config.context, batch=micro, tokens=settings.eval_tokens)
-        self.forward = torch.compile(self.model) if settings.compile else self.model
+        self.forward = torch.compile(self.model) if recipe.train.compile else self.model
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the hidden matrices in the last step."""
+        groups = self.optimizer.param_groups
+        return next((g for g in groups if g["rule"] == self.recipe.optimizer.name), groups[0])["lr"]
 
     def train_step(self) -> Tensor:
         """One optimizer step. Returns the mean training loss of its batch, before the step (a scalar on the device)."""
@@ -139,11 +150,12 @@ class Trainer:
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
-    def checkpoint(self, seconds: float) -> Checkpoint:
+    def checkpoint(self, progress: dict[str, Any]) -> Checkpoint:
+        """All that changes during a run, with what the caller wants to find again in `progress`."""
         random = {"cpu": torch.get_rng_state()}
         if torch.device(self.machine.device).type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.machine.device)
-        progress = {"step": self.step, "seconds": seconds, "loader": self.loader.state_dict()}
+        progress = {**progress, "step": self.step, "loader": self.loader.state_dict()}
         return Checkpoint(self.model.state_dict(), self.optimizer.state_dict(), random, progress)
 
     def restore(self, checkpoint: Checkpoint) -> float:

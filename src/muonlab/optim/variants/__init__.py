@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from muonlab.optim.names import choose
+from muonlab.names import choose
 from muonlab.optim.rules import UpdateRule
 
 
