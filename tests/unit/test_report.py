@@ -229,7 +229,8 @@ def test_odd_names_of_arms_break_nothing(workdir, name):
     page, results = write_report(planned(text, losses))
     assert results.arms[1].finished == 3
     rows = [line for line in (page.parent / "report.md").read_text().splitlines() if line.startswith("| ")]
-    assert {len(re.findall(r"(?<!\\\\)\|", row)) for row in rows} == {10}
+    assert len(rows) == 3
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1, "each row has as many cells as the header"
     assert f"<td>{name}</td>" not in page.read_text() or "<" not in name
 
 
@@ -291,5 +292,5 @@ def test_another_runs_result_is_not_taken(workdir):
 def test_overrides_of_what_an_arm_sets_are_refused(workdir):
     (workdir / "exp.toml").write_text(HEAD + "set.train.steps = 8\n" + ARMS)
     assert load_experiment("exp.toml", ("train.steps=3",)).cells[0].recipe.train.steps == 3
-    with pytest.raises(InputError, match="--set optimizer.name: arm 'adamw' sets this key itself"):
+    with pytest.raises(InputError, match=r"--set optimizer\.name: arm 'adamw' sets this key itself"):
         load_experiment("exp.toml", ("optimizer.name=muon",))

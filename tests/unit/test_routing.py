@@ -142,7 +142,7 @@ def test_wrappers_are_looked_through():
     import torch
 
     model = Tiny()
-    optimizer = muonlab.optimizer(torch.compile(model, backend="eager"), "muon", roles={"up.weight": "vector"})
+    optimizer = muonlab.optimizer(torch.compile(model, backend="eager"), "muon", roles={"conv.*": "vector"})
     assert {row.name for row in optimizer.plan} == {name for name, _ in model.named_parameters()}
 
 

@@ -16,6 +16,7 @@ from muonlab.data.corpus import DataConfig
 from muonlab.models.gpt import GPTConfig
 from muonlab.names import did_you_mean
 from muonlab.optim import Optimizer, optimizer
+from muonlab.optim.checks import check_scalars
 from muonlab.optim.scaling import scaling_rule
 from muonlab.optim.variants import variant, variants
 from muonlab.train.schedule import ScheduleConfig
@@ -91,9 +92,11 @@ class OptimizerConfig(BaseModel):
         problems += [_wrong_type(key, extra[key], options[key]) for key in extra if key in options]
         if not any(problems):
             try:
-                variant(self.name).rule(**extra)
+                check_scalars(variant(self.name).rule(**extra).scalars())
             except (ValueError, TypeError) as error:
                 problems.append(str(error))
+        if self.aux_betas is not None and not all(0 <= beta < 1 for beta in self.aux_betas):
+            problems.append(f"aux_betas: expected two numbers >= 0 and < 1, got {list(self.aux_betas)}")
         if any(problems):
             raise ValueError("\n".join(filter(None, problems)))
         return self
