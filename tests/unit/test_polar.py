@@ -43,8 +43,7 @@ def test_batch_equals_loop(method, dtype):
 
 # Where singular values in [0.01, 1] land, in float64: published figures, recomputed on a grid of values.
 @pytest.mark.parametrize(
-    ("method", "low", "high"),
-    [("polar_express5", 0.859, 1.141), ("you5", 0.978, 1.032), ("keller5", 0.682, 1.134)],
+    ("method", "low", "high"), [("polar_express5", 0.859, 1.141), ("you5", 0.978, 1.032), ("keller5", 0.682, 1.134)]
 )
 def test_singular_values_land_in_the_published_range(method, low, high):
     chosen = orthogonalizer(method)

@@ -119,8 +119,7 @@ def _curves(results: Results, x: str) -> Chart:
         alt.Tooltip("high:Q", title="highest seed", format=".4f"),
     ]
     base = alt.Chart(alt.InlineData(values=rows)).encode(
-        x=alt.X(f"{x}:Q", title=x_title, axis=alt.Axis(grid=False, tickCount=8)),
-        color=_color(results, "arm", names),
+        x=alt.X(f"{x}:Q", title=x_title, axis=alt.Axis(grid=False, tickCount=8)), color=_color(results, "arm", names)
     )
     y_title = "validation loss (nats per token)"
     band = base.mark_area(opacity=0.22).encode(y=alt.Y("low:Q", title=y_title, scale=alt.Scale(zero=False)), y2="high:Q")

@@ -40,11 +40,7 @@ def _aux_rates(value: Any) -> Any:
 
 _AUX_ROLES = ("embedding", "head", "vector")
 _RATE_SCHEMA = {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}
-_ROLES_SCHEMA = {
-    "type": "object",
-    "properties": dict.fromkeys(_AUX_ROLES, _RATE_SCHEMA),
-    "additionalProperties": False,
-}
+_ROLES_SCHEMA = {"type": "object", "properties": dict.fromkeys(_AUX_ROLES, _RATE_SCHEMA), "additionalProperties": False}
 AuxRates = Annotated[
     float | dict[str, float] | None,
     PlainValidator(_aux_rates),

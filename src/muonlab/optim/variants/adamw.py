@@ -11,10 +11,4 @@ def adamw(*, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8) -> Ada
     return AdamW((float(betas[0]), float(betas[1])), eps)
 
 
-VARIANT = Variant(
-    name="adamw",
-    formula="W ← W(1 − η·wd) − η·m̂/(√v̂ + eps)",
-    source="arXiv 1711.05101",
-    lr=1e-3,
-    factory=adamw,
-)
+VARIANT = Variant(name="adamw", formula="W ← W(1 − η·wd) − η·m̂/(√v̂ + eps)", source="arXiv 1711.05101", lr=1e-3, factory=adamw)
