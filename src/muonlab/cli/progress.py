@@ -36,29 +36,26 @@ class RunDisplay:
 
     def __init__(self, name: str) -> None:
         self.console = Console(stderr=True, highlight=False)
-        self.live = self.console.is_terminal
         self.last_line = time.monotonic()
-        self.bar = Progress(
+        columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} steps  {task.fields[note]}"),
-            console=self.console,
+            TextColumn("{task.completed}/{task.total} steps  {task.fields[note]}"),
         )
+        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task(name, total=1, note="starting")
 
     def __enter__(self) -> RunDisplay:
-        if self.live:
-            self.bar.start()
+        self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.live:
-            self.bar.stop()
+        self.bar.stop()
 
     def update(self, progress: RunProgress) -> None:
         note = f"{_losses(progress)}  {progress.tokens_per_second:,.0f} tokens/s  {duration(progress.seconds_left)} left"
         self.bar.update(self.task, completed=progress.step, total=progress.steps, note=note)
-        if not self.live and (time.monotonic() - self.last_line > _PLAIN_EVERY or progress.step == progress.steps):
+        if not self.console.is_terminal and (time.monotonic() - self.last_line > _PLAIN_EVERY or progress.step == progress.steps):
             self.last_line = time.monotonic()
             self.say(f"step {progress.step}/{progress.steps}  {note}")
 

@@ -66,8 +66,8 @@ def sweep(
     count = workers or (1 if machine.device != "cpu" else min(cores, total))
     if read_plan(out) is None:  # nothing is written for an experiment that cannot run
         _check_data(experiment)
-    write_plan(out, plan_of(experiment, threads=max(1, cores // count)))
     with RunFolder(out).lock():
+        write_plan(out, plan_of(experiment, threads=max(1, cores // count)))
         state = load_sweep(out)
         for run in state.runs:
             if run.status in ENDED:

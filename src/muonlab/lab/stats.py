@@ -96,17 +96,17 @@ def decide(
         return Verdict("undecided", "too few runs, or no spread between seeds: there is no estimate of chance")
     difference = f"difference {comparison.difference:+.4f}"
     if margin is not None and p_equivalence_adjusted < alpha:
-        return Verdict("equivalent", f"{difference}, shown to lie within ±{margin:g} (TOST, p = {_p(p_equivalence_adjusted)})")
+        return Verdict("equivalent", f"{difference}, shown to lie within ±{margin:g} (TOST, p {_p(p_equivalence_adjusted)})")
     level = f"{100 * (1 - alpha):g} % CI {comparison.low:+.4f} to {comparison.high:+.4f}"
-    adjusted = f", {_p(p_adjusted)} adjusted for {claims} claims" if claims > 1 else ""
-    evidence = f"{difference}, {level}, p = {_p(comparison.p)}{adjusted}"
+    adjusted = f", adjusted for {claims} claims p {_p(p_adjusted)}" if claims > 1 else ""
+    evidence = f"{difference}, {level}, p {_p(comparison.p)}{adjusted}"
     if p_adjusted < alpha:
         return Verdict("better" if comparison.difference < 0 else "worse", evidence)
     return Verdict("undecided", evidence)
 
 
 def _p(p: float) -> str:
-    return f"{p:.3g}" if p >= 1e-4 else "< 0.0001"
+    return f"= {p:.3g}" if p >= 1e-4 else "< 0.0001"
 
 
 def median_with_misses(values: Sequence[float | None]) -> float | None:

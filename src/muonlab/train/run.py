@@ -81,26 +81,22 @@ def train(
             raise RunError(f"{out}: stopped at step {trainer.step}: {reason}; {kept}. {remedy}") from None
 
 
+@dataclass
 class _Session:
     """One process's share of a run."""
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        folder: RunFolder,
-        request: StopRequest,
-        on_progress: Callable[[Progress], None],
-        say: Callable[[str], None],
-    ) -> None:
-        self.trainer, self.folder, self.request, self.on_progress, self.say = trainer, folder, request, on_progress, say
-        self.settings = trainer.recipe.train
-        self.seconds = 0.0  # of training, all sessions together; evaluation and checkpoints not counted
-        self.rows = 0  # in metrics.jsonl
-        self.train_loss: float | None = None
-        self.val_loss: float | None = None
+    trainer: Trainer
+    folder: RunFolder
+    request: StopRequest
+    on_progress: Callable[[Progress], None]
+    say: Callable[[str], None]
+    seconds: float = 0.0  # of training, all sessions together; evaluation and checkpoints not counted
+    rows: int = 0  # in metrics.jsonl
+    train_loss: float | None = None
+    val_loss: float | None = None
 
     def run(self) -> dict[str, Any]:
-        trainer, settings = self.trainer, self.settings
+        trainer, settings = self.trainer, self.trainer.recipe.train
         self._restore()
         began, first_step = time.perf_counter(), trainer.step
         while trainer.step < settings.steps:
@@ -160,7 +156,7 @@ class _Session:
     def _checkpoint(self) -> None:
         self.folder.sync_rows()
         state = self.trainer.checkpoint({"seconds": self.seconds, "rows": self.rows})
-        checkpoints.save(self.folder.checkpoints, self.trainer.step, state, self.settings.keep_checkpoints)
+        checkpoints.save(self.folder.checkpoints, self.trainer.step, state, self.trainer.recipe.train.keep_checkpoints)
 
     def _stop(self, signum: int) -> None:
         self._checkpoint()
