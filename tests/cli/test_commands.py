@@ -165,3 +165,27 @@ def test_quickstart_uses_the_learning_rates_that_its_tuning_found(muonlab, monke
     recipes = {cell["name"]: cell["recipe"] for cell in tuned["plan"]["cells"]}
     for cell in confirming.cells:
         assert cell.recipe.canonical() == recipes[f"{cell.arm} lr={cell.recipe.optimizer.lr}"], "tuned as it is now run"
+
+
+def test_ctrl_c_outside_of_a_run_is_130(muonlab, monkeypatch):
+    import muonlab.lab.report as report
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "write_report", interrupted)
+    code, _, err = muonlab("report", ".")
+    assert code == 130
+    assert "interrupted" in err
+
+
+def test_a_changed_corpus_is_refused_by_a_sweep(workdir, muonlab):
+    import shutil
+
+    (workdir / "sweep.toml").write_text(SWEEP.replace("[1, 2]", "[1]"))
+    assert muonlab("sweep", "sweep.toml", "--workers", "1")[0] == 0
+    (workdir / "corpus.txt").write_text((workdir / "corpus.txt").read_text() + " more")
+    shutil.rmtree(next(Path("runs/sweep/runs").glob("muon-*")))
+    code, _, err = muonlab("sweep", "sweep.toml", "--workers", "1")
+    assert code == 2
+    assert "the corpus has changed since this run" in err

@@ -135,3 +135,10 @@ def test_importing_the_optimizers_loads_torch_alone():
 def test_help_does_not_load_torch():
     code = "import sys; from muonlab.cli.commands import run; run(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_a_reader_that_leaves_does_not_stop_the_work(workdir):
+    """`muonlab train ... 2>&1 | head -1`: the line is read, the run goes on to its end."""
+    command = f"{sys.executable} -m muonlab train tiny.toml --out x --device cpu 2>&1 | head -1"
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    assert RunFolder("x").result()["status"] == "finished"

@@ -18,6 +18,7 @@ from muonlab.train.run_folder import RunFolder, write_json
 HEAD = 'question = "Which is better?"\nbase = "tiny.toml"\nseeds = [1, 2, 3]\n'
 ARMS = '[arms.adamw]\noptimizer.name = "adamw"\n[arms.muon]\noptimizer.name = "muon"\n'
 GRID = '[arms.muon]\noptimizer.name = "muon"\ngrid.optimizer.lr = [0.01, 0.02, 0.04]\n'
+MACHINE = {"device": "cpu", "threads": 1, "bf16_fast": False}
 PROVENANCE = {
     "started": "2026-01-02T03:04:05+00:00",
     "git": {"commit": "0123456789abcdef", "dirty": False},
@@ -39,7 +40,7 @@ def planned(text, losses, folder="sweep"):
     found = experiment(text)
     from pathlib import Path
 
-    write_plan(Path(folder), plan_of(found))
+    write_plan(Path(folder), plan_of(found, MACHINE))
     for run in load_sweep(folder).plan["runs"]:
         values = losses.get((run["cell"], run["seed"]))
         if values is None:
@@ -67,6 +68,7 @@ def planned(text, losses, folder="sweep"):
             "status": "diverged" if diverged else "finished",
             "val_loss": values[-1],
             "best_val_loss": values[0],
+            "rows": 3,
         }
         if not diverged:
             ended["best_val_loss"] = min(values)
@@ -184,6 +186,9 @@ def test_text_of_the_user_is_escaped(workdir):
         (HEAD + GRID.replace("[0.01, 0.02, 0.04]", "0.01"), "expected a list of values, got 0.01"),
         (HEAD + GRID.replace("[0.01, 0.02, 0.04]", "[0.01, 0.01]"), "there are two arms 'muon lr=0.01'"),
         (HEAD.replace("[1, 2, 3]", "-1") + ARMS, "seeds: expected at least one"),
+        (HEAD + ARMS + "optimizer.lr = 0.1\ngrid.optimizer.lr = [0.01]\n", "arm 'muon' both sets and sweeps optimizer.lr"),
+        (HEAD + '[arms."a b"]\n[arms."a-b"]\n', "names too alike"),
+        (HEAD + '[arms."a\\n"]\n', "printable characters"),
         (HEAD + "[arms]", "arms: expected at least one, got none"),
         (HEAD + GRID.replace("[0.01,", "[-0.01,"), "optimizer.lr"),
         (HEAD + "margin = -1\n" + ARMS, "margin: expected greater than 0"),
@@ -199,7 +204,7 @@ def test_bad_experiments_get_one_clear_message(workdir, text, message):
 def test_a_folder_of_another_experiment_or_of_none_is_refused(workdir):
     folder = planned(HEAD + ARMS, {})
     with pytest.raises(InputError, match="holds the experiment 'exp'"):
-        write_plan(workdir / folder, plan_of(experiment(HEAD + ARMS, "new.toml")))
+        write_plan(workdir / folder, plan_of(experiment(HEAD + ARMS, "new.toml"), MACHINE))
     with pytest.raises(InputError, match="expected the folder of a sweep"):
         load_sweep(workdir)
 
@@ -210,7 +215,7 @@ def test_a_number_of_seeds_counts_from_zero(workdir):
 
 def test_what_was_changed_after_a_sweep_is_told(workdir):
     folder = planned(HEAD + "margin = 0.01\n" + ARMS, clear_case())
-    write_plan(workdir / folder, plan_of(experiment(HEAD + "margin = 0.9\n" + ARMS)))
+    write_plan(workdir / folder, plan_of(experiment(HEAD + "margin = 0.9\n" + ARMS), MACHINE))
     results = compute(load_sweep(folder))
     assert results.arms[1].verdict.word == "equivalent"
     assert "margin from 0.01 to 0.9" in notes(results)[1]
@@ -294,3 +299,21 @@ def test_overrides_of_what_an_arm_sets_are_refused(workdir):
     assert load_experiment("exp.toml", ("train.steps=3",)).cells[0].recipe.train.steps == 3
     with pytest.raises(InputError, match=r"--set optimizer\.name: arm 'adamw' sets this key itself"):
         load_experiment("exp.toml", ("optimizer.name=muon",))
+
+
+@pytest.mark.parametrize("override", ["optimizer={lr=0.5}", "optimizer.lr=0.5", "optimizer.aux_lr.head=0.5"])
+def test_overrides_above_and_below_what_an_arm_sets_are_refused(workdir, override):
+    (workdir / "exp.toml").write_text(HEAD + "[arms.muon]\noptimizer.lr = 0.01\noptimizer.aux_lr = 0.01\n")
+    with pytest.raises(InputError, match="sets this key itself"):
+        load_experiment("exp.toml", (override,))
+
+
+def test_a_shared_grid_is_crossed_with_an_arms_own(workdir):
+    text = HEAD + "[grid]\noptimizer.weight_decay = [0.0, 0.1]\n[arms.m]\ngrid.optimizer.lr = [0.01, 0.02]\n"
+    assert len(experiment(text).cells) == 4
+
+
+def test_an_arm_that_was_tuned_after_a_sweep_is_told(workdir):
+    folder = planned(HEAD + ARMS, clear_case())
+    write_plan(workdir / folder, plan_of(experiment(HEAD + ARMS + "optimizer.lr = 0.03\n"), MACHINE))
+    assert "muon: optimizer.lr from 0.02 to 0.03" in notes(compute(load_sweep(folder)))[1]

@@ -35,7 +35,7 @@ def test_roles_follow_the_structure():
 
 @pytest.mark.parametrize("name", ["lm_head", "head", "unembed", "strange_name"])
 def test_the_head_is_never_a_hidden_matrix(name):
-    """By name, or, whatever its name, by having the embedding's size: a public helper sends lm_head to Muon."""
+    """By name, or, whatever its name, by having an output for each row of the embedding: a public helper sends lm_head to Muon."""
     assert roles(Tiny(head=name))[f"{name}.weight"] == "head"
 
 
@@ -150,3 +150,14 @@ def test_adamw_needs_no_matrix_and_takes_its_own_settings_for_the_rest():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     optimizer = muonlab.optimizer(model, "adamw", betas=(0.8, 0.9), aux_eps=1e-3)
     assert {(group["betas"], group["eps"]) for group in optimizer.param_groups} == {((0.8, 0.9), 1e-3)}
+
+
+def test_a_head_may_be_wider_than_the_embedding():
+    model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 50))
+    assert roles(model) == {
+        "0.weight": "embedding",
+        "1.weight": "matrix",
+        "1.bias": "vector",
+        "3.weight": "head",
+        "3.bias": "vector",
+    }

@@ -88,9 +88,17 @@ def test_identity_follows_meaning_not_spelling(workdir):
 
 def test_identity_follows_the_options_of_the_optimizer(workdir):
     """Spelled out or left to the default, by alias or by name: one recipe. Another default would be another."""
-    same = ["optimizer.momentum=0.95", "optimizer.scale=original", "optimizer.axis=long"]
+    same = ["optimizer.momentum=0.95", "optimizer.scale=original", "optimizer.axis=long", "optimizer.aux_betas=[0.9, 0.95]"]
     assert load_recipe("tiny.toml", same).run_id(0) == load_recipe("tiny.toml").run_id(0)
     assert load_recipe("tiny.toml").canonical()["optimizer"]["orthogonalizer"] == "polar_express5"
+
+
+def test_identity_follows_the_order_of_patterns():
+    """The last pattern that matches wins, so the order is part of what is computed."""
+    one, other = (
+        recipe(optimizer={"lr_mul": dict(pairs)}) for pairs in ([("*", 3.0), ("*.up.*", 1.0)], [("*.up.*", 1.0), ("*", 3.0)])
+    )
+    assert one.run_id(0) != other.run_id(0)
 
 
 def test_a_canonical_recipe_reads_back_as_itself():

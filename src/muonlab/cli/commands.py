@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
 
 import muonlab
+from muonlab.cli.progress import Log
 from muonlab.errors import InputError, Interrupted, RunError
 
 app = App(
@@ -32,6 +32,7 @@ app = App(
     """,
     version=muonlab.__version__,
     help_format="markdown",
+    suppress_keyboard_interrupt=False,
 )
 app.register_install_completion_command(name="--install-completion")
 
@@ -50,12 +51,6 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """The exit code of a command line."""
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-    def complain(text: str) -> None:
-        for line in text.splitlines():
-            errors.print(f"muonlab: {line}", markup=False)
-
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
@@ -75,7 +70,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         return 130
-    except (BrokenPipeError, SystemExit):  # the reader of our output has seen enough (rich says it by SystemExit)
+    except BrokenPipeError:  # the reader of our output has seen enough
         _silence()
         return 0
     except OSError as error:
@@ -90,9 +85,14 @@ def _silence() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def complain(text: str) -> None:
+    for line in text.splitlines():
+        say(f"muonlab: {line}")
+
+
 def say(text: str) -> None:
     """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    Log().print(text, markup=False)
 
 
 def show(value: Any, as_json: bool, text: Callable[[], str]) -> None:

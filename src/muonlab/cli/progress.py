@@ -20,6 +20,23 @@ _STYLES = {"better": "bold green", "worse": "bold red", "equivalent": "bold blue
 _PLAIN_EVERY = 15.0  # seconds between lines about one run where there is no terminal
 
 
+class Log(Console):
+    """stderr. If nobody reads it any more, the work goes on in silence."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True, highlight=False, soft_wrap=True)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+class Output(Console):
+    """stdout. If nobody reads it any more, that is an ordinary BrokenPipeError, as for print."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def duration(seconds: float) -> str:
     whole = max(0, round(seconds))
     hours, minutes = divmod(whole // 60, 60)
@@ -35,7 +52,7 @@ class RunDisplay:
     """A bar for one run."""
 
     def __init__(self, name: str) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Log()
         self.last_line = time.monotonic()
         columns = (
             TextColumn("{task.description}"),
@@ -60,14 +77,14 @@ class RunDisplay:
             self.say(f"step {progress.step}/{progress.steps}  {note}")
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, markup=False)
 
 
 class SweepDisplay:
     """Arms × seeds: what each run is doing, and how long the whole will take."""
 
     def __init__(self, cells: list[str], seeds: list[int]) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Log()
         self.cells, self.seeds = cells, seeds
         self.state: dict[tuple[str, int], Event] = {}
         self.began = time.monotonic()
@@ -90,14 +107,14 @@ class SweepDisplay:
         before = self.state.get(key)
         self.state[key] = event
         if event.kind == "failed":
-            self.console.print(event.message, markup=False, soft_wrap=True)
+            self.console.print(event.message, markup=False)
         if self.console.is_terminal or event.kind == "progress" or (before is None and event.kind != "started"):
             return
         done = sum(e.kind in ("finished", "diverged") for e in self.state.values())
         text = f"{event.cell}, seed {event.seed}: {event.kind}"
         if before is not None and before.progress is not None:
             text += f"  {_losses(before.progress)}  {before.progress.tokens_per_second:,.0f} tokens/s"
-        self.console.print(f"[{done}/{self._total}] {text}  {self._left()}", markup=False, soft_wrap=True)
+        self.console.print(f"[{done}/{self._total}] {text}  {self._left()}", markup=False)
 
     @property
     def _total(self) -> int:
@@ -145,7 +162,7 @@ def print_results(results: Results) -> None:
     """The table of arms and the answer, on stdout."""
     from muonlab.lab.report import answer, notes, table
 
-    console = Console(highlight=False)
+    console = Output(highlight=False)
     if not console.is_terminal:
         console.width = 132  # a file or a pipe has no width of its own
     console.print(f"\n{results.plan['question']}\n", style="bold", markup=False)

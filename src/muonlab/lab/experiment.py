@@ -57,8 +57,8 @@ class ExperimentConfig(BaseModel):
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: expected different ones, got {list(self.seeds)}")
         for name in self.arms:
-            if not 0 < len(name) <= 60:
-                raise ValueError(f"arms: expected names of 1 to 60 characters, got {name!r}")
+            if not 0 < len(name) <= 60 or not name.isprintable():
+                raise ValueError(f"arms: expected names of 1 to 60 printable characters, got {name!r}")
         return self
 
 
@@ -88,14 +88,16 @@ def load_experiment(path: str | Path, overrides: tuple[str, ...] = ()) -> Experi
     path = Path(path)
     config = validated(ExperimentConfig, read_toml(path), str(path))
     base = with_overrides(merge(_referred(path, "base", config.base), config.set), overrides)
-    fixed = {assignment.partition("=")[0] for assignment in overrides}
+    fixed = list(flat(with_overrides({}, overrides)))
     cells: list[Cell] = []
     problems: list[str] = []
     for arm, changes in config.arms.items():
         changes = dict(changes)
         grid = _grid(config.grid, changes.pop("grid", {}), f"{path}: arms.{arm}.grid", problems)
-        if clash := sorted(fixed & {*flat(changes), *grid}):
-            problems.append(f"--set {clash[0]}: arm {arm!r} sets this key itself; change it in {path}")
+        if clash := _overlap(fixed, [*flat(changes), *grid]):
+            problems.append(f"--set {clash}: arm {arm!r} sets this key itself; change it in {path}")
+        if clash := _overlap(list(grid), list(flat(changes))):
+            problems.append(f"{path}: arm {arm!r} both sets and sweeps {clash}")
         for point in itertools.product(*grid.values()):
             swept = dict(zip(grid, point, strict=True))
             name = " ".join([arm, *(f"{key.rpartition('.')[2]}={value}" for key, value in swept.items())])
@@ -106,6 +108,9 @@ def load_experiment(path: str | Path, overrides: tuple[str, ...] = ()) -> Experi
                 cells.append(Cell(name, arm, swept, recipe))
             except InputError as error:
                 problems.extend(error.problems)
+    folders = [run_folder_name(cell.name, 0, cell.recipe.run_id(0)) for cell in cells]
+    if len({*folders}) < len(folders):
+        problems.append(f"{path}: two arms have equal recipes and names too alike for folders of their own: rename one")
     if problems:
         raise InputError(*dict.fromkeys(problems))
     if config.tuned_by is not None:
@@ -113,6 +118,11 @@ def load_experiment(path: str | Path, overrides: tuple[str, ...] = ()) -> Experi
         if shared := sorted({*tuning.seeds} & {*config.seeds}):
             raise InputError(f"{path}: seeds {shared} tuned these settings ({config.tuned_by}); confirm them with others")
     return Experiment(path.stem, config, cells, _baseline(path, config, cells))
+
+
+def _overlap(keys: list[str], others: list[str]) -> str | None:
+    """The first of `keys` that is one of `others`, or a table above or below one."""
+    return next((k for k in keys for o in others if f"{k}.".startswith(f"{o}.") or f"{o}.".startswith(f"{k}.")), None)
 
 
 def _referred(path: Path, key: str, name: str) -> dict[str, Any]:
@@ -128,7 +138,7 @@ def _grid(shared: Mapping[str, Any], own: Any, where: str, problems: list[str]) 
     if not isinstance(own, Mapping):
         problems.append(f"{where}: expected a table of key = [values], got {own!r}")
         own = {}
-    grid = flat({**shared, **own})
+    grid = {**flat(shared), **flat(own)}
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             problems.append(f"{where}: {key}: expected a list of values, got {values!r}")
@@ -151,16 +161,16 @@ def run_folder_name(cell: str, seed: int, run_id: str) -> str:
     return f"{slug.lstrip('.-')}-seed{seed}-{run_id}"
 
 
-def plan_of(experiment: Experiment, threads: int = 1) -> dict[str, Any]:
+def plan_of(experiment: Experiment, machine: dict[str, Any]) -> dict[str, Any]:
     """What a sweep's folder says of its experiment (experiment.json): settings, cells with their whole recipes, and the runs,
-    seed by seed, so that half a sweep has as many runs of each arm. threads: of each run, since results depend on it."""
+    seed by seed, so that half a sweep has as many runs of each arm. machine: device, threads and precision of each run."""
     config = experiment.config.model_dump(mode="json", exclude={"arms", "grid", "set", "base"})
     return {
         "format": 1,
         "name": experiment.name,
         **config,
         "baseline": experiment.baseline,
-        "threads": threads,
+        "machine": machine,
         "changes": [],  # of the settings above since the first sweep
         "cells": [{"name": c.name, "arm": c.arm, "swept": c.swept, "recipe": c.recipe.canonical()} for c in experiment.cells],
         "runs": [

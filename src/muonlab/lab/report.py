@@ -28,7 +28,7 @@ _TEMPLATES = jinja2.Environment(
 
 def _markdown(text: object) -> str:
     """Text as Markdown shows it letter by letter, also inside a table."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", str(text))
+    return re.sub(r"([\\`*_\[\]<>|&~])", r"\\\1", str(text))
 
 
 _TEMPLATES.filters["md"] = _markdown

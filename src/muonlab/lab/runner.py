@@ -17,12 +17,12 @@ from muonlab.data import corpus
 from muonlab.data.corpus import Corpus, DataConfig
 from muonlab.errors import InputError, Interrupted, RunError
 from muonlab.lab.experiment import Experiment, plan_of
-from muonlab.lab.store import load_sweep, read_plan, write_plan
+from muonlab.lab.store import Sweep, load_sweep, read_plan, write_plan
 from muonlab.train.recipe import Recipe
 from muonlab.train.run import Progress, train
 from muonlab.train.run_folder import ENDED, RunFolder
 from muonlab.train.signals import stop_requests
-from muonlab.train.trainer import Machine, batches, choose_machine
+from muonlab.train.trainer import batches, choose_machine
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class _Task:
     seed: int
     folder: str
     recipe: dict[str, Any]
-    machine: Machine
-    threads: int
+    machine: dict[str, Any]  # device, bf16_fast, threads
 
 
 def sweep(
@@ -56,18 +55,22 @@ def sweep(
 ) -> None:
     """Brings every run of the experiment to its end, in the folder `out`.
 
-    workers: processes that train at once; default: one for each core (CPU) or one (CUDA). A run's share of the cores is
-    decided by the first sweep and kept: a single run done again computes what it computed before. Raises InputError for bad input,
-    Interrupted after SIGINT or SIGTERM (all runs saved), RunError if runs failed.
+    workers: processes that train at once; default: one for each core (CPU) or one (CUDA). The first sweep decides device, threads
+    and precision of the runs, later ones keep them: a run done again computes what it computed before. Raises InputError for
+    bad input, Interrupted after SIGINT or SIGTERM (all runs saved), RunError if runs failed.
     """
     cores = len(os.sched_getaffinity(0))
-    machine = choose_machine(experiment.cells[0].recipe, device)
+    chosen = choose_machine(experiment.cells[0].recipe, device)
     total = len(experiment.cells) * len(experiment.config.seeds)
-    count = workers or (1 if machine.device != "cpu" else min(cores, total))
-    if read_plan(out) is None:  # nothing is written for an experiment that cannot run
-        _check_data(experiment)
+    count = workers or (1 if chosen.device != "cpu" else min(cores, total))
+    machine = {"device": chosen.device, "bf16_fast": chosen.bf16_fast, "threads": max(1, cores // count)}
+    known = load_sweep(out) if read_plan(out) is not None else None
+    if known is not None and device is not None and device != known.plan["machine"]["device"]:
+        raise InputError(f"{out}: its runs are computed on {known.plan['machine']['device']}: choose another folder with --out")
+    if known is None or any(run.status not in ENDED for run in known.runs):  # nothing is written for what cannot run
+        _check_data(experiment, known)
     with RunFolder(out).lock():
-        write_plan(out, plan_of(experiment, threads=max(1, cores // count)))
+        write_plan(out, plan_of(experiment, machine))
         state = load_sweep(out)
         for run in state.runs:
             if run.status in ENDED:
@@ -76,20 +79,24 @@ def sweep(
         if damaged := [run.folder for run in pending if run.status == "damaged"]:
             raise InputError(*(f"{out / 'runs' / name}: damaged; delete this folder to redo the run" for name in damaged))
         recipes = {cell.name: cell.recipe.canonical() for cell in experiment.cells}
-        threads = state.plan["threads"]
-        tasks = [_Task(run.cell, run.seed, str(out / "runs" / run.folder), recipes[run.cell], machine, threads) for run in pending]
+        settings = state.plan["machine"]
+        tasks = [_Task(run.cell, run.seed, str(out / "runs" / run.folder), recipes[run.cell], settings) for run in pending]
         if tasks:
             _Pool(tasks, min(count, len(tasks)), on_event).run()
 
 
-def _check_data(experiment: Experiment) -> None:
-    """Loads each corpus once and fits it to each recipe: what every run would stumble over is said once, before all runs."""
+def _check_data(experiment: Experiment, known: Sweep | None) -> None:
+    """Loads each corpus once and fits it to each recipe: what every run would stumble over is said once, before all runs. Runs
+    on different versions of a corpus cannot be compared: raises InputError if one has changed since the first of `known`."""
     corpora: dict[DataConfig, Corpus] = {}
     for cell in experiment.cells:
         data = cell.recipe.data
         if data not in corpora:
             corpora[data] = corpus.load(data)
         batches(cell.recipe, corpora[data], experiment.config.seeds[0])
+        for run in known.of(cell.name) if known is not None else []:
+            if run.run and run.run["data"]["sha256"] != corpora[data].provenance["sha256"]:
+                raise InputError(f"{run.folder}: the corpus has changed since this run: sweep into another folder with --out")
 
 
 class _Worker:
@@ -173,7 +180,11 @@ class _Pool:
     def _next(self, worker: _Worker) -> None:
         if self.waiting and self.stopping is None:
             task = self.waiting.pop(0)
-            worker.give(task)
+            try:
+                worker.give(task)
+            except OSError:  # it died between two tasks
+                self._lost(worker)
+                return
             self.on_event(Event(task.cell, task.seed, "started"))
         else:
             worker.pipe.close()
@@ -203,16 +214,7 @@ def _work(pipe: Connection) -> None:
             return
         try:
             recipe = Recipe.model_validate(task.recipe)
-            result = train(
-                recipe,
-                task.seed,
-                task.folder,
-                device=task.machine.device,
-                threads=task.threads,
-                bf16_fast=task.machine.bf16_fast,
-                resume=True,
-                on_progress=tell,
-            )
+            result = train(recipe, task.seed, task.folder, **task.machine, resume=True, on_progress=tell)
             outcome: tuple[str, Any] = (result["status"], "")
         except Interrupted as stopped:
             outcome = ("stopped", str(stopped))

@@ -9,6 +9,7 @@ from typing import Any
 
 from muonlab.errors import InputError
 from muonlab.train.run_folder import RunFolder, read_json, write_json
+from muonlab.train.settings import flat
 
 _PLAN = "experiment.json"
 
@@ -47,8 +48,7 @@ class Sweep:
 
 def read_plan(directory: Path) -> dict[str, Any] | None:
     """The plan in a sweep's folder, None if there is none. Raises InputError if it is damaged."""
-    keys = {"name", "cells", "runs", "baseline", "metric", "target", "threads", "changes"}
-    return read_json(directory / _PLAN, keys, "delete this file and sweep again")
+    return read_json(directory / _PLAN, "delete this file and sweep again")
 
 
 def write_plan(directory: Path, plan: dict[str, Any]) -> None:
@@ -60,7 +60,7 @@ def write_plan(directory: Path, plan: dict[str, Any]) -> None:
     if known is not None and known["name"] != plan["name"]:
         raise InputError(f"{directory}: holds the experiment {known['name']!r}: choose another folder with --out")
     if known is not None:
-        plan = {**plan, "threads": known["threads"], "changes": known["changes"] + _changes(known, plan)}
+        plan = {**plan, "machine": known["machine"], "changes": known["changes"] + _changes(known, plan)}
         if plan == known:
             return
     try:
@@ -74,7 +74,12 @@ def _changes(known: dict[str, Any], plan: dict[str, Any]) -> list[dict[str, Any]
     today = datetime.now(UTC).date().isoformat()
     before, after = ({**p, "arms": [cell["name"] for cell in p["cells"]]} for p in (known, plan))
     keys = ("metric", "target", "margin", "alpha", "baseline", "seeds", "arms")
-    return [{"date": today, "key": k, "before": before.get(k), "after": after[k]} for k in keys if before.get(k) != after[k]]
+    found = [{"date": today, "key": k, "before": before[k], "after": after[k]} for k in keys if before[k] != after[k]]
+    old, new = ({cell["name"]: flat(cell["recipe"]) for cell in p["cells"]} for p in (known, plan))
+    for name in old.keys() & new.keys():
+        keys = sorted(k for k in {*old[name], *new[name]} if old[name].get(k) != new[name].get(k))
+        found += [{"date": today, "key": f"{name}: {k}", "before": old[name].get(k), "after": new[name].get(k)} for k in keys]
+    return sorted(found, key=lambda change: change["key"])
 
 
 def load_sweep(directory: str | Path) -> Sweep:
@@ -96,6 +101,6 @@ def _record(directory: Path, planned: dict[str, Any]) -> RunRecord:
     if run is None:
         return RunRecord(*about, status="missing")
     rows = folder.rows()
-    if run["id"] != planned["id"] or (result is not None and (not rows or rows[-1]["step"] != result["steps"])):
-        return RunRecord(*about, status="damaged")  # another run's folder, or metrics that do not reach to its end
+    if run["id"] != planned["id"] or (result is not None and len(rows) != result.get("rows")):
+        return RunRecord(*about, status="damaged")  # another run's folder, or metrics that are not whole
     return RunRecord(*about, status=result["status"] if result else "unfinished", result=result or {}, rows=rows, run=run)

@@ -24,6 +24,8 @@ def check_scalars(group: dict[str, Any]) -> None:
         for one in value if isinstance(value, list | tuple) else [value]:
             if not low <= one <= high or math.isinf(one):  # NaN is in no range
                 raise ValueError(f"expected {name} {words}, got {value}")
+    if len(group.get("betas", (0, 0))) != 2:
+        raise ValueError(f"expected two betas, got {group['betas']}")
     for name in ("lr_mul", "wd_mul"):
         value = group.get(name)
         if isinstance(value, list | tuple) and len(value) != len(group["params"]):

@@ -81,10 +81,9 @@ def optimizer(
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     """The module inside torch.compile's or DistributedDataParallel's wrapper, so that names are the model's own."""
-    for inside in ("_orig_mod", "module"):
-        if all(name.startswith(f"{inside}.") for name, _ in model.named_parameters()) and hasattr(model, inside):
-            return _unwrapped(getattr(model, inside))
-    return model
+    inside = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "DataParallel": "module"}
+    kind = type(model).__name__
+    return _unwrapped(getattr(model, inside[kind])) if kind in inside else model
 
 
 def _per_role(aux_lr: float | Mapping[str, float] | None, fallback: float) -> dict[str, float]:

@@ -88,11 +88,10 @@ def _owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
 
 def _heads(model: nn.Module) -> set[int]:
     """ids of the modules that turn features into logits: by Hugging Face's accessor and by name; where these find none, the
-    last one of the largest embedding's size (an attention projection can have the size of a smaller embedding)."""
+    last one with as many outputs as an embedding has rows (an attention projection can match one too, but comes before)."""
     accessor = getattr(model, "get_output_embeddings", None)
-    found = {id(accessor())} if callable(accessor) else set()
-    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    vocabulary = max((tuple(m.weight.shape) for m in embeddings), default=None)
+    found = {id(accessor())} - {id(None)} if callable(accessor) else set()
+    rows = {m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)}
     alike = []
     for path, module in model.named_modules():
         weight = getattr(module, "weight", None)
@@ -100,7 +99,7 @@ def _heads(model: nn.Module) -> set[int]:
             continue
         if path.rsplit(".", 1)[-1] in _HEAD_NAMES:
             found.add(id(module))
-        if tuple(weight.shape) == vocabulary:
+        if weight.shape[0] in rows:
             alike.append(id(module))
     return found or set(alike[-1:])
 

@@ -16,7 +16,9 @@ from muonlab.data.corpus import DataConfig
 from muonlab.models.gpt import GPTConfig
 from muonlab.names import did_you_mean
 from muonlab.optim import Optimizer, optimizer
+from muonlab.optim.adamw import AdamW
 from muonlab.optim.checks import check_scalars
+from muonlab.optim.factory import AUX_LR
 from muonlab.optim.scaling import scaling_rule
 from muonlab.optim.variants import variant, variants
 from muonlab.train.schedule import ScheduleConfig
@@ -35,7 +37,7 @@ def _aux_rates(value: Any) -> Any:
             raise ValueError(f"unknown role {role!r}; {did_you_mean(role, _AUX_ROLES)}")
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1e6:
             raise ValueError(f"expected a number above 0 (or one for each role), got {rate!r}{f' for {role}' if role else ''}")
-    return value
+    return {role: float(rate) for role, rate in value.items()} if isinstance(value, dict) else float(value)
 
 
 _AUX_ROLES = ("embedding", "head", "vector")
@@ -102,12 +104,20 @@ class OptimizerConfig(BaseModel):
         return optimizer(model, **arguments, **(self.model_extra or {}))
 
     def canonical(self) -> dict[str, Any]:
-        """The table with all options of the chosen optimizer, its default rate and the canonical name of its shape rule."""
+        """The table with every value that it leaves open: the optimizer's options, its rate, AdamW's settings for the rest."""
         chosen = variant(self.name)
         table = {key: parameter.default for key, parameter in chosen.options().items()} | self.model_dump(mode="json")
-        floats = {key: float(table[key]) for key, p in chosen.options().items() if isinstance(p.default, float)}
-        scale = {"scale": scaling_rule(table["scale"])} if "scale" in table else {}
-        table |= {**floats, **scale, "lr": chosen.lr if self.lr is None else self.lr}
+        aux = AdamW() if self.name != "adamw" else AdamW(tuple(table["betas"]), table["eps"])
+        lr = chosen.lr if self.lr is None else self.lr
+        opened = {"lr": lr, "aux_lr": lr if self.name == "adamw" else AUX_LR, "aux_betas": aux.betas, "aux_eps": aux.eps}
+        table |= {key: value for key, value in opened.items() if table[key] is None}
+        if "scale" in table:
+            table["scale"] = scaling_rule(table["scale"])
+        for key, parameter in chosen.options().items():  # 1 and 1.0 are the same rate
+            if isinstance(parameter.default, float):
+                table[key] = float(table[key])
+            elif isinstance(parameter.default, tuple):
+                table[key] = [float(x) for x in table[key]]
         return json.loads(json.dumps(table))
 
 
@@ -180,7 +190,10 @@ class Recipe(BaseModel):
 
     def run_id(self, seed: int) -> str:
         """The run's identity: a hash of the canonical recipe and the seed."""
-        text = json.dumps({"recipe": self.canonical(), "seed": seed}, sort_keys=True)
+        recipe = self.canonical()
+        for key in ("roles", "lr_mul", "wd_mul"):  # of these the order matters: the last pattern that matches wins
+            recipe["optimizer"][key] = list(recipe["optimizer"][key].items())
+        text = json.dumps({"recipe": recipe, "seed": seed}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -171,6 +171,7 @@ class _Session:
         result = {
             "id": self.trainer.recipe.run_id(self.trainer.seed),
             "status": status,
+            "rows": self.rows,
             "steps": self.trainer.step,
             "tokens": self.trainer.step * self.trainer.recipe.tokens_per_step,
             "seconds": self.seconds,
@@ -187,7 +188,7 @@ def _check(folder: RunFolder, recipe: Recipe, seed: int, resume: bool) -> dict[s
     known = folder.run()
     if known is None:
         if checkpoints.checkpoints(folder.checkpoints) or folder.rows():
-            raise InputError(f"{folder.path}: holds a run without its run.json: choose another folder with --out")
+            raise InputError(f"{folder.path}: holds a run without its run.json: delete the folder, or choose another with --out")
         return None
     if not resume:
         state = "a finished run" if folder.result() else "an unfinished run"

@@ -1,7 +1,7 @@
 """The folder of a run, the only truth about it:
 
     run.json        recipe, seed, id, provenance: written once, before the first step
-    metrics.jsonl   one row a line, each with a checksum of its own; only ever appended to
+    metrics.jsonl   one row a line, each with a checksum of its own; a resume drops rows after its checkpoint
     checkpoints/    see checkpoint.py
     result.json     how it ended; its presence means that there is nothing left to do
 
@@ -33,11 +33,11 @@ class RunFolder:
 
     def run(self) -> dict[str, Any] | None:
         """run.json, None if there is none. Raises InputError if it is damaged."""
-        return read_json(self.run_file, {"id", "seed", "recipe", "machine", "model", "data", "provenance"}, _REDO)
+        return read_json(self.run_file, _REDO)
 
     def result(self) -> dict[str, Any] | None:
         """result.json, None if there is none. Raises InputError if it is damaged or another run's."""
-        result = read_json(self.result_file, {"id", "status", "steps", "tokens", "seconds", "val_loss", "best_val_loss"}, _REDO)
+        result = read_json(self.result_file, _REDO)
         run = self.run()
         if result is not None and (run is None or run["id"] != result["id"] or result["status"] not in ENDED):
             raise InputError(f"{self.result_file}: damaged (it is not this run's result); {_REDO}")
@@ -97,26 +97,24 @@ def parse_row(line: str) -> dict[str, Any] | None:
         return None
 
 
-def read_json(path: Path, keys: set[str], remedy: str) -> dict[str, Any] | None:
-    """The object in a JSON file, None if there is no such file. Raises InputError, ending with `remedy`, if it is damaged or
-    lacks one of `keys`."""
+def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
+    """What `write_json` wrote, None if there is no such file. Raises InputError, ending with `remedy`, if it was altered."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_row(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
         return None
     except NotADirectoryError:
         raise InputError(f"{path.parent}: expected a folder, got a file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"{path}: damaged (not JSON); {remedy}") from None
-    if not isinstance(value, dict) or not keys <= value.keys():
-        raise InputError(f"{path}: damaged (expected the keys {', '.join(sorted(keys))}); {remedy}")
+    if value is None:
+        raise InputError(f"{path}: damaged (its checksum does not fit); {remedy}")
     return value
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, json.dumps(value, indent=1) + "\n")
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """An object with a checksum of its own, as for rows, laid out for people to read."""
+    write_atomically(path, json.dumps(json.loads(format_row(value)), indent=1) + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:
