@@ -124,12 +124,11 @@ def _arm(sweep: Sweep, cell: dict[str, Any], recipe: dict[str, Any], reference: 
     target = plan["target"]
     hits = [run.first_at(target) for run in ended] if target is not None else []
     values = [run.result[plan["metric"]] for run in finished]
-    keys = sorted({*recipe, *reference})
     return ArmResult(
         name=cell["name"],
         arm=cell["arm"],
         swept=cell["swept"],
-        changes={key: recipe.get(key) for key in keys if recipe.get(key) != reference.get(key)},
+        changes={key: value for key, value in sorted(recipe.items()) if key not in reference or value != reference[key]},
         planned=len(runs),
         finished=len(finished),
         diverged=len(ended) - len(finished),
