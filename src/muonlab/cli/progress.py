@@ -11,6 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from muonlab.train.run_folder import ENDED
+
 if TYPE_CHECKING:
     from muonlab.lab.results import Results
     from muonlab.lab.runner import Event
@@ -102,7 +104,7 @@ class SweepDisplay:
 
     def hear(self, event: Event) -> None:
         key = (event.cell, event.seed)
-        if key not in self.state and event.kind in ("finished", "diverged"):
+        if key not in self.state and event.kind in ENDED:
             self.already += 1
         before = self.state.get(key)
         self.state[key] = event
@@ -110,7 +112,7 @@ class SweepDisplay:
             self.console.print(event.message, markup=False)
         if self.console.is_terminal or event.kind == "progress" or (before is None and event.kind != "started"):
             return
-        done = sum(e.kind in ("finished", "diverged") for e in self.state.values())
+        done = sum(e.kind in ENDED for e in self.state.values())
         text = f"{event.cell}, seed {event.seed}: {event.kind}"
         if before is not None and before.progress is not None:
             text += f"  {_losses(before.progress)}  {before.progress.tokens_per_second:,.0f} tokens/s"
@@ -132,7 +134,7 @@ class SweepDisplay:
     def _share(event: Event) -> float:
         if event.kind == "progress" and event.progress is not None:
             return event.progress.step / event.progress.steps
-        return float(event.kind in ("finished", "diverged"))
+        return float(event.kind in ENDED)
 
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -141,7 +143,7 @@ class SweepDisplay:
             table.add_column(f"seed {seed}")
         for cell in self.cells:
             table.add_row(cell, *(self._cell(self.state.get((cell, seed))) for seed in self.seeds))
-        done = sum(event.kind in ("finished", "diverged") for event in self.state.values())
+        done = sum(event.kind in ENDED for event in self.state.values())
         speed = sum(e.progress.tokens_per_second for e in self.state.values() if e.kind == "progress" and e.progress is not None)
         rate = f"{speed:,.0f} tokens/s  " if speed else ""
         return Group(table, Text(f"{done}/{self._total} runs  {rate}{self._left()}", style="dim"))

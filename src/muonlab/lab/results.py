@@ -9,6 +9,7 @@ from typing import Any
 
 from muonlab.lab import stats
 from muonlab.lab.store import RunRecord, Sweep
+from muonlab.train.run_folder import ENDED
 from muonlab.train.settings import flat
 
 
@@ -120,7 +121,7 @@ def compute(sweep: Sweep) -> Results:
 def _arm(sweep: Sweep, cell: dict[str, Any], recipe: dict[str, Any], reference: dict[str, Any]) -> ArmResult:
     plan, runs = sweep.plan, sweep.of(cell["name"])
     finished = [run for run in runs if run.status == "finished"]
-    ended = [run for run in runs if run.status in ("finished", "diverged")]
+    ended = [run for run in runs if run.status in ENDED]
     target = plan["target"]
     hits = [run.first_at(target) for run in ended] if target is not None else []
     values = [run.result[plan["metric"]] for run in finished]

@@ -225,7 +225,7 @@ def _describe(recipe: Recipe, seed: int, trainer: Trainer) -> dict[str, Any]:
         "id": recipe.run_id(seed),
         "seed": seed,
         "recipe": recipe.canonical(),
-        "machine": trainer.machine.as_dict(),
+        "machine": asdict(trainer.machine),
         "model": asdict(size_of(recipe.model, trainer.model.vocab_size)),
         "data": trainer.data,
         "provenance": provenance(torch.device(trainer.machine.device)),

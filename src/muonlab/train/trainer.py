@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -30,9 +30,6 @@ class Machine:
     precision: Literal["float32", "bf16"]
     threads: int
     bf16_fast: bool  # whether orthogonalizers compute their products in bf16
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def choose_machine(recipe: Recipe, device: str | None = None, threads: int | None = None, bf16_fast: bool | None = None) -> Machine:

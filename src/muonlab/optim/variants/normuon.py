@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from muonlab.optim import decay as decays
-from muonlab.optim.momentum import EMA
-from muonlab.optim.polar import orthogonalizer as find_orthogonalizer
+from dataclasses import replace
+
 from muonlab.optim.refine import VarianceReduction
 from muonlab.optim.rules import MatrixRule
-from muonlab.optim.scaling import scaling_rule
 from muonlab.optim.variants import Variant
+from muonlab.optim.variants.muon import muon
 
 
 def normuon(
@@ -22,13 +21,8 @@ def normuon(
     decay: str = "cautious",
 ) -> MatrixRule:
     """Muon's update with its rows (or columns) brought to equal size by a running second moment."""
-    return MatrixRule(
-        momentum=EMA(momentum, nesterov),
-        orthogonalize=find_orthogonalizer(orthogonalizer),
-        refine=(VarianceReduction(beta2, axis),),
-        scale=scaling_rule(scale),
-        decay=decays.decay(decay),
-    )
+    base = muon(momentum=momentum, nesterov=nesterov, orthogonalizer=orthogonalizer, scale=scale, decay=decay)
+    return replace(base, refine=(VarianceReduction(beta2, axis),))
 
 
 VARIANT = Variant(
