@@ -7,50 +7,194 @@ import torch
 from torch import nn
 
 import muonlab
-from muonlab.optim import Optimizer
+from muonlab.optim import MatrixSpec, Optimizer
+from muonlab.optim.apply import Geodesic, Sphere, UnitNorm
+from muonlab.optim.polar import orthogonalizer
 from muonlab.optim.variants import variant
-from tests.reference import pseudocode
+from tests.reference import constrained, muon, orthogonal, others
 
 SHAPES = [(6, 6), (12, 5), (5, 12), (6, 6), (1, 7), (7, 1)]
 
 
-def run_both(rule, reference, steps=50, **group):
+def run_both(rule, reference, steps=50, spec=None, start=lambda w: w, wd=0.3, shapes=SHAPES, after=None):
     """Largest difference of any weight after `steps` random gradients: ours on stacks, theirs matrix by matrix."""
     generator = torch.Generator().manual_seed(3)
     draw = lambda shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    params = [nn.Parameter(draw(shape)) for shape in SHAPES]
+    params = [nn.Parameter(start(draw(shape))) for shape in shapes]
     theirs = [reference(p.detach()) for p in params]
-    optimizer = Optimizer(params, rule, lr=0.02, weight_decay=0.3, **group)
+    optimizer = Optimizer([{"params": params, "spec": spec or MatrixSpec()}], rule, lr=0.02, weight_decay=wd)
     for _ in range(steps):
         for p, other in zip(params, theirs, strict=True):
             p.grad = draw(p.shape)
             other.step(p.grad)
         optimizer.step()
+        if after:
+            after(optimizer, params, theirs)
     return max((p - other.w).abs().max().item() for p, other in zip(params, theirs, strict=True))
 
 
+def polar_express(x):
+    return orthogonal.odd_polynomials(x, orthogonal.POLAR_EXPRESS5, safety=1.02)
+
+
+def fast(x):
+    """The shipped list, written out: three quintics and a heptic, after division by the Schatten-4 norm."""
+    polynomials = [
+        (8.2000, -23.0025, 16.3300),
+        (4.0284, -2.8720, 0.5182),
+        (3.6636, -2.6329, 0.4934),
+        (3.3081, -4.1179, 2.0814, -0.3385),
+    ]
+    return orthogonal.odd_polynomials(x, polynomials, norm="schatten4")
+
+
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_muon_matches_the_pseudocode(nesterov):
-    rule = variant("muon").rule(nesterov=nesterov)
-    assert run_both(rule, lambda w: pseudocode.Muon(w, 0.02, 0.3, nesterov=nesterov)) < 1e-9
+@pytest.mark.parametrize("form", ["ema", "heavy_ball"])
+@pytest.mark.parametrize("scale", ["aspect", "match_adamw_rms", "rms_to_rms", "sqrt_max", "none"])
+def test_muon_matches_the_pseudocode(nesterov, form, scale):
+    rule = variant("muon").rule(nesterov=nesterov, momentum_form=form, scale=scale)
+    reference = lambda w: muon.Muon(w, 0.02, 0.3, nesterov=nesterov, form=form, scale=scale, orth=fast)  # noqa: E731
+    assert run_both(rule, reference) < 1e-9
+
+
+@pytest.mark.parametrize("decay", ["param", "update", "both", "cautious", "squared", "cautious_squared"])
+@pytest.mark.parametrize("wd", [0.3, -0.4])
+def test_every_decay_matches_the_pseudocode(decay, wd):
+    rule = variant("muon").rule(decay=decay, orthogonalizer="polar_express5")
+    assert run_both(rule, lambda w: muon.Muon(w, 0.02, wd, decay=decay, orth=polar_express), wd=wd) < 1e-9
+
+
+@pytest.mark.parametrize("lookahead", [True, False])
+def test_smoothed_muon_matches_the_pseudocode(lookahead):
+    rule = variant("smoothed_muon").rule(smoothing=0.4, lookahead=lookahead, orthogonalizer="keller5")
+    assert run_both(rule, lambda w: muon.SmoothedMuon(w, 0.02, 0.3, smoothing=0.4, lookahead=lookahead)) < 1e-9
 
 
 @pytest.mark.parametrize("axis", ["long", "output", "input"])
 @pytest.mark.parametrize("decay", ["cautious", "param"])
 def test_normuon_matches_the_pseudocode(axis, decay):
-    rule = variant("normuon").rule(axis=axis, decay=decay)
-
-    def reference(w):
-        found = pseudocode.NorMuon(w, 0.02, 0.3, axis=axis, cautious=decay == "cautious")
-        if axis == "input":
-            found.per_row, found.s = False, torch.zeros(w.shape[1], dtype=w.dtype)
-        return found
-
-    assert run_both(rule, reference) < 1e-9
+    rule = variant("normuon").rule(axis=axis, decay=decay, orthogonalizer="polar_express5")
+    assert run_both(rule, lambda w: muon.NorMuon(w, 0.02, 0.3, axis=axis, decay=decay, orth=polar_express)) < 1e-9
 
 
-def test_adamw_matches_the_pseudocode():
-    assert run_both(variant("adamw").rule(), lambda w: pseudocode.AdamW(w, 0.02, 0.3)) < 1e-9
+@pytest.mark.parametrize("options", [{}, {"sign": False}, {"beta2": 0.9}, {"nesterov": False}])
+def test_adamuon_matches_the_pseudocode(options):
+    rule = variant("adamuon").rule(orthogonalizer="keller5", **options)
+    assert run_both(rule, lambda w: muon.AdaMuon(w, 0.02, 0.3, **options)) < 1e-9
+
+
+def test_contra_muon_matches_the_pseudocode():
+    rule = variant("contra_muon").rule(orthogonalizer="keller5")
+    assert run_both(rule, lambda w: muon.ContraMuon(w, 0.02, 0.3)) < 1e-9
+
+
+def test_muonh_matches_the_pseudocode():
+    assert run_both(variant("muonh").rule(orthogonalizer="keller5"), lambda w: constrained.MuonH(w, 0.02), wd=0.0) < 1e-9
+
+
+@pytest.mark.parametrize("per", ["matrix", "row", "none"])
+@pytest.mark.parametrize("radius", [True, False])
+def test_muon_floor_matches_the_pseudocode(per, radius):
+    rule = variant("muon_floor").rule(orthogonalizer="keller5", per=per, radius=radius)
+    floor = {"matrix": "scalar", "row": "row", "none": None}[per]
+    assert run_both(rule, lambda w: constrained.MuonFloor(w, 0.02, floor=floor, pin=radius), wd=0.0) < 1e-9
+
+
+def unit(axis):
+    return lambda w: w / w.norm(dim=1 if axis == "input" else 0, keepdim=True)
+
+
+def muon_with(apply):
+    from dataclasses import replace
+
+    return replace(variant("muon").rule(orthogonalizer="keller5"), apply=apply)
+
+
+@pytest.mark.parametrize("axis", ["input", "output"])
+@pytest.mark.parametrize("every", [1, 3])
+def test_unit_norm_projection_matches_the_pseudocode(axis, every):
+    found = run_both(
+        muon_with(UnitNorm(every)),
+        lambda w: constrained.UnitNormMuon(w, 0.02, 0.3, axis=axis, every=every),
+        spec=MatrixSpec(norm_axis=axis),
+        start=unit(axis),
+    )
+    assert found < 1e-9
+
+
+@pytest.mark.parametrize("axis", ["input", "output"])
+@pytest.mark.parametrize("by_norm", [True, False])
+def test_geodesic_matches_the_pseudocode(axis, by_norm):
+    found = run_both(
+        muon_with(Geodesic(by_norm)),
+        lambda w: constrained.GeodesicMuon(w, 0.02, axis=axis, angle="tangent" if by_norm else "lr"),
+        spec=MatrixSpec(norm_axis=axis),
+        start=unit(axis),
+        wd=0.0,
+    )
+    assert found < 1e-9
+
+
+def test_frobenius_sphere_matches_the_pseudocode():
+    assert run_both(muon_with(Sphere()), lambda w: constrained.FrobeniusSphereMuon(w, 0.02, 0.3)) < 1e-9
+
+
+@pytest.mark.parametrize("wd", [0.0, 0.3])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muown_matches_the_pseudocode(wd, nesterov):
+    rule = variant("muown").rule(orthogonalizer="keller5", nesterov=nesterov)
+    # a row with one input has no direction to turn: its tangent is rounding, which orthogonalization would blow up
+    shapes = [s for s in SHAPES if s[1] > 1]
+    assert run_both(rule, lambda w: others.Muown(w, 0.02, wd, nesterov=nesterov), wd=wd, shapes=shapes) < 1e-9
+
+
+def test_soap_muon_matches_the_pseudocode():
+    """The basis of a null space is anybody's: theirs is made ours after the first step, where the statistics have such a space."""
+
+    def share_bases(optimizer, params, theirs):
+        for p, other in zip(params, theirs, strict=True):
+            if other.k == 1:
+                other.q_l, other.q_r = optimizer.state[p]["left_basis"].clone(), optimizer.state[p]["right_basis"].clone()
+
+    rule = variant("soap_muon").rule(orthogonalizer="keller5", every=4)
+    shapes = [(6, 6), (4, 5), (5, 4), (6, 6)]
+    assert run_both(rule, lambda w: others.SOAPMuon(w, 0.02, 0.3, every=4), shapes=shapes, after=share_bases) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reference"),
+    [
+        ("adamw", {}, lambda w: others.AdamW(w, 0.02, 0.3, betas=(0.9, 0.95))),
+        ("lion", {}, lambda w: others.Lion(w, 0.02, 0.3)),
+        ("sgd", {}, lambda w: others.SGD(w, 0.02, 0.3)),
+        ("sgd", {"momentum": 0.9}, lambda w: others.SGD(w, 0.02, 0.3, momentum=0.9)),
+        ("sgd", {"momentum": 0.9, "nesterov": True}, lambda w: others.SGD(w, 0.02, 0.3, momentum=0.9, nesterov=True)),
+    ],
+)
+def test_elementwise_rules_match_the_pseudocode(name, options, reference):
+    assert run_both(variant(name).rule(**options), reference) < 1e-9
+
+
+@pytest.mark.parametrize("method", ["you5", "keller5", "dsv4_10", "converged12", "cubic"])
+def test_muon_matches_the_pseudocode_with_every_list(method):
+    table = {
+        "you5": orthogonal.YOU5,
+        "keller5": orthogonal.KELLER,
+        "dsv4_10": orthogonal.DSV4_10,
+        "converged12": orthogonal.CONVERGED12,
+        "cubic": orthogonal.CUBIC,
+    }
+    orth = lambda x: orthogonal.odd_polynomials(x, table[method])  # noqa: E731
+    # the converging lists have not converged for the smallest singular values, where 50 steps amplify rounding: still far below
+    assert run_both(variant("muon").rule(orthogonalizer=method), lambda w: muon.Muon(w, 0.02, 0.3, orth=orth)) < 1e-9
+
+
+@pytest.mark.parametrize("method", ["svd", "exact", "cayley"])
+def test_muon_with_an_exact_polar_factor_matches_the_pseudocode(method):
+    found = run_both(
+        variant("muon").rule(orthogonalizer=orthogonalizer(method)), lambda w: muon.Muon(w, 0.02, 0.3, orth=orthogonal.polar)
+    )
+    assert found < 1e-9
 
 
 def test_adamw_matches_torch_over_200_steps():
@@ -91,7 +235,7 @@ def test_muon_is_a_drop_in_for_torchs(adjust, nesterov, dtype):
         b.step()
         for p, q, w in zip(ours, theirs, before, strict=True):
             if dtype == torch.bfloat16:  # the weights themselves round: one unit in the last place
-                torch.testing.assert_close(p, q, rtol=2**-7, atol=1e-3)
+                torch.testing.assert_close(p, q, rtol=2**-7, atol=2e-3)
             else:
                 assert (p - q).norm() < 0.02 * (q - w).norm()
 

@@ -7,6 +7,7 @@ The benchmark's own size: 12 layers, width 768, heads of 128, vocabulary 50304, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -29,7 +30,8 @@ class GPTConfig(BaseModel):
     mlp_ratio: PositiveInt = Field(4, description="hidden width of the MLP in units of width")
     bias: bool = Field(True, description="biases in the linear layers (the benchmark has them)")
     rope_base: float = Field(1024.0, gt=1, description="RoPE frequencies run from 1 to 1/rope_base")
-    attention_scale: float = Field(0.12, gt=0, description="softmax scale of the normalized queries and keys")
+    qk_norm: bool = Field(True, description="normalize queries and keys; without it logits can grow: see QKClip")
+    attention_scale: float = Field(0.12, gt=0, description="softmax scale of queries and keys")
     logit_cap: float = Field(15.0, gt=0, description="logits are cap·x/sqrt(x² + cap²)")
 
     @model_validator(mode="after")
@@ -76,7 +78,9 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         d = config.width
-        self.heads, self.scale = d // config.head_width, config.attention_scale
+        self.heads, self.scale, self.qk_norm = d // config.head_width, config.attention_scale, config.qk_norm
+        self.max_logits: Tensor | None = None  # (heads,), where it is recorded
+        self.record_logits = False
         self.q = nn.Linear(d, d, bias=config.bias)
         self.k = nn.Linear(d, d, bias=config.bias)
         self.v = nn.Linear(d, d, bias=config.bias)
@@ -85,11 +89,45 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # (B, T, d)
         B, T, d = x.shape
         q, k, v = (f(x).view(B, T, self.heads, -1) for f in (self.q, self.k, self.v))
-        q, k = (rotate(F.rms_norm(u, (u.shape[-1],)), cos, sin) for u in (q, k))
+        q, k = (rotate(F.rms_norm(u, (u.shape[-1],)) if self.qk_norm else u, cos, sin) for u in (q, k))
+        if self.record_logits and self.training:
+            self._record(q.detach(), k.detach())
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, scale=self.scale
         )  # (B, heads, T, head_width)
         return self.proj(y.transpose(1, 2).reshape(B, T, d))
+
+    def _record(self, q: Tensor, k: Tensor) -> None:  # (B, T, heads, head_width)
+        logits = torch.einsum("bthd,bshd->bhts", q.float(), k.float()) * self.scale
+        future = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device).triu(1)
+        largest = logits.masked_fill(future, -torch.inf).amax((0, 2, 3))
+        self.max_logits = largest if self.max_logits is None else torch.maximum(self.max_logits, largest)
+
+
+@dataclass
+class QKLayer:
+    """What QK-Clip has to know of an attention layer: `muonlab.optim.QKClip` reads and scales it."""
+
+    attention: Attention
+
+    @property
+    def heads(self) -> int:
+        return self.attention.heads
+
+    @property
+    def query(self) -> list[Tensor]:
+        return list(self.attention.q.parameters())
+
+    @property
+    def key(self) -> list[Tensor]:
+        return list(self.attention.k.parameters())
+
+    @property
+    def max_logits(self) -> Tensor | None:
+        return self.attention.max_logits
+
+    def reset(self) -> None:
+        self.attention.max_logits = None
 
 
 class MLP(nn.Module):
@@ -155,6 +193,18 @@ class GPT(nn.Module):
                 p.normal_(generator=generator(name))
             else:
                 p.normal_(std=(0.33 / p.shape[1]) ** 0.5, generator=generator(name))
+
+    def qk_layers(self) -> list[QKLayer]:
+        """The attention layers for QK-Clip; from now on they record their largest logits in training (a product more a layer).
+
+        Raises ValueError with qk_norm: normalized queries and keys do not feel the scale of their weights.
+        """
+        if self.config.qk_norm:
+            raise ValueError("QK-Clip needs a model with qk_norm = false: behind a norm, scaling W_q and W_k changes nothing")
+        attentions = [block.attention for block in self.blocks if isinstance(block, Block)]
+        for attention in attentions:
+            attention.record_logits = True
+        return [QKLayer(attention) for attention in attentions]
 
     def roles(self) -> dict[str, str]:
         """{pattern: role} for whoever builds an optimizer."""

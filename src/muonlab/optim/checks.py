@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from muonlab.optim.matrices import MatrixSpec
@@ -14,7 +15,14 @@ _FINITE = (-math.inf, math.inf, "a finite number")
 _POSITIVE = (0.0, math.inf, ">= 0")
 _FRACTION = (0.0, math.nextafter(1.0, 0.0), ">= 0 and < 1")
 _RANGES = {"lr": _POSITIVE, "lr_mul": _POSITIVE, "eps": _POSITIVE, "weight_decay": _FINITE, "wd_mul": _FINITE}
-_RANGES |= {"momentum": (0.0, 1.0, ">= 0 and <= 1"), "beta2": _FRACTION, "betas": _FRACTION}
+_RANGES |= {"momentum": (0.0, 1.0, ">= 0 and <= 1"), "beta2": _FRACTION, "betas": _FRACTION, "smoothing": _FRACTION}
+
+
+def check_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    """Raises ValueError unless low <= value <= high (low < value with open_low)."""
+    if not (low < value if open_low else low <= value) or not value <= high:
+        upper = f" and <= {high:g}" if math.isfinite(high) else ""
+        raise ValueError(f"expected {name} {'>' if open_low else '>='} {low:g}{upper}, got {value}")
 
 
 def check_scalars(group: dict[str, Any]) -> None:
@@ -37,6 +45,38 @@ def check_parameter(name: str, p: Tensor, rule: UpdateRule, spec: MatrixSpec) ->
         raise ValueError(f"{name}: expected a real parameter, got {p.dtype}: train torch.view_as_real(parameter) instead")
     if rule.matrices:
         try:
-            spec.view(p)
+            spec.matrices(p)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+
+
+def check_gradients(groups: list[dict[str, Any]], nonfinite: str) -> bool:
+    """True if the step can be taken: with `nonfinite` "skip", whether every gradient is finite.
+
+    Raises FloatingPointError, with the parameter's name, where one is not and `nonfinite` is "raise", and RuntimeError for
+    sparse gradients. Nothing has changed then. A norm beyond float32's range counts as infinite.
+    """
+    found = [(g, j, p.grad) for g, group in enumerate(groups) for j, p in enumerate(group["params"]) if p.grad is not None]
+    for g, j, grad in found:
+        if grad.is_sparse:
+            name = _name(groups[g], g, j)
+            raise RuntimeError(f"{name}: expected a dense gradient, got a sparse one: build the embedding with sparse=False")
+    if nonfinite == "ignore":
+        return True
+    by_kind: dict[Any, list[Tensor]] = {}
+    for _, _, grad in found:
+        by_kind.setdefault((grad.device, grad.dtype), []).append(grad)
+    sums = [torch.stack(torch._foreach_norm(grads)).sum() for grads in by_kind.values()]  # pyright: ignore[reportPrivateImportUsage]
+    if all(torch.isfinite(total) for total in sums):
+        return True
+    if nonfinite == "raise":
+        names = [_name(groups[g], g, j) for g, j, grad in found if not torch.isfinite(torch.linalg.vector_norm(grad.float()))]
+        raise FloatingPointError(
+            f"{len(names)} of {len(found)} gradients are not finite, first that of {(names or ['?'])[0]}: nothing was changed. "
+            "Lower the learning rate or clip gradients; nonfinite='skip' leaves such steps out."
+        )
+    return False
+
+
+def _name(group: dict[str, Any], g: int, j: int) -> str:
+    return group["param_names"][j] if "param_names" in group else f"group {g}, parameter {j}"

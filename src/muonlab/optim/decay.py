@@ -11,42 +11,79 @@ from torch import Tensor
 from muonlab.names import choose
 
 if TYPE_CHECKING:
-    from muonlab.optim.rules import Step
+    from muonlab.optim.rules import Scalar, Step
 
 
 class Decay(Protocol):
-    def __call__(self, u: Tensor, step: Step) -> None:
-        """Decays step.weights in place; u (B, m, n) is the update that will be subtracted."""
+    def __call__(self, u: Tensor, step: Step) -> Scalar:
+        """Decays step.weights in place; u (B, m, n) is the update that will be subtracted. Returns what to multiply it by."""
         ...
 
 
 @dataclass(frozen=True)
 class ParamDecay:
-    """W ← W(1 − η·wd), as in AdamW (arXiv 1711.05101). Negative wd is legal: it grows the weights."""
+    """W ← W(1 − η·wd) − ηU, as in AdamW (arXiv 1711.05101). Negative wd is legal everywhere: it grows the weights.
 
-    def __call__(self, u: Tensor, step: Step) -> None:
-        step.shrink(step.lr * step.weight_decay)
+    squared: the decay goes with η², W ← W(1 − lr_mul·lr · wd_mul·wd · lr) − ηU (modded-nanogpt), so that it fades faster than
+    the learning rate does.
+    """
+
+    squared: bool = False
+
+    def __call__(self, u: Tensor, step: Step) -> Scalar:
+        step.shrink(self.amount(step))
+        return 1.0
+
+    def amount(self, step: Step) -> Scalar:
+        amount = step.lr * step.weight_decay
+        return amount * step.scalars["lr"] if self.squared else amount
 
     def __str__(self) -> str:
-        return "param_decay"
+        return "squared_decay" if self.squared else "param_decay"
 
 
 @dataclass(frozen=True)
-class CautiousDecay:
-    """W ← W − η·wd·[O ⊙ W ≥ 0] ⊙ W: decays only the entries that the update shrinks too (modded-nanogpt)."""
+class CautiousDecay(ParamDecay):
+    """W ← W − η·wd·[O ⊙ W ≥ 0] ⊙ W − ηU: decays only the entries that the update shrinks too (arXiv 2510.12402)."""
 
-    def __call__(self, u: Tensor, step: Step) -> None:
-        factor = step.lr * step.weight_decay
-        if not isinstance(factor, Tensor) and factor == 0:
-            return
-        w = torch.stack(step.weights).to(u.dtype)  # (B, m, n)
-        step.subtract(torch.where(u * w >= 0, w, 0.0), factor)
+    def __call__(self, u: Tensor, step: Step) -> Scalar:
+        factor = self.amount(step)
+        if isinstance(factor, Tensor) or factor != 0:
+            w = step.matrices().to(u.dtype)
+            step.subtract(torch.where(u * w >= 0, w, 0.0), factor)
+        return 1.0
 
     def __str__(self) -> str:
-        return "cautious_decay"
+        return "cautious_squared_decay" if self.squared else "cautious_decay"
 
 
-_DECAYS = {"param": ParamDecay(), "cautious": CautiousDecay()}
+@dataclass(frozen=True)
+class UpdateDecay:
+    """W ← W − η(U + wd·U), or with `both` W ← W − η(U + wd(W + U)).
+
+    `update` is no decay at all: it multiplies the learning rate by 1 + wd, and nothing else. A public experiment reported
+    wd = −0.4 in this mode as a gain; it had trained at 0.6 times its learning rate. Compare it with an arm of that rate.
+    """
+
+    both: bool = False
+
+    def __call__(self, u: Tensor, step: Step) -> Scalar:
+        if self.both:
+            step.shrink(step.lr * step.weight_decay)
+        return 1 + step.weight_decay
+
+    def __str__(self) -> str:
+        return "both_decay" if self.both else "update_decay"
+
+
+_DECAYS: dict[str, Decay] = {
+    "param": ParamDecay(),
+    "cautious": CautiousDecay(),
+    "update": UpdateDecay(),
+    "both": UpdateDecay(both=True),
+    "squared": ParamDecay(squared=True),
+    "cautious_squared": CautiousDecay(squared=True),
+}
 
 
 def decay(name: str) -> Decay:

@@ -8,10 +8,11 @@ from typing import Any, final
 
 from torch import Tensor
 
+from muonlab.optim.coefficients import KELLER
 from muonlab.optim.decay import ParamDecay
-from muonlab.optim.momentum import EMA
+from muonlab.optim.momentum import Momentum
+from muonlab.optim.newton_schulz import NewtonSchulz
 from muonlab.optim.optimizer import Optimizer
-from muonlab.optim.polar import KELLER, NewtonSchulz
 from muonlab.optim.rules import MatrixRule
 from muonlab.optim.scaling import scaling_rule
 
@@ -46,6 +47,7 @@ class Muon(Optimizer):
             {"muon": _rule(nesterov, tuple(ns_coefficients), eps, ns_steps, adjust_lr_fn)},
             lr=lr,
             weight_decay=weight_decay,
+            nonfinite="ignore",
             momentum=momentum,
             nesterov=nesterov,
             ns_coefficients=ns_coefficients,
@@ -69,7 +71,7 @@ def _rule(nesterov: bool, coefficients: tuple[float, ...], eps: float, steps: in
         raise ValueError(f"expected adjust_lr_fn None, 'original' or 'match_rms_adamw', got {adjust!r}")
     a, b, c = coefficients
     return MatrixRule(
-        momentum=EMA(nesterov=nesterov),
+        momentum=Momentum(nesterov=nesterov),
         orthogonalize=NewtonSchulz("newton_schulz", ((a, b, c),) * steps, eps=eps),
         scale=scaling_rule(adjust or "original"),
         decay=ParamDecay(),

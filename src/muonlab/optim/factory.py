@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from muonlab.names import choose
 from muonlab.optim import routing
-from muonlab.optim.adamw import AdamW
+from muonlab.optim.apply import SUBTRACT
+from muonlab.optim.apply import constraint as find_constraint
+from muonlab.optim.elementwise import AdamW
+from muonlab.optim.matrices import MatrixSpec
 from muonlab.optim.optimizer import Optimizer
 from muonlab.optim.rules import UpdateRule
 from muonlab.optim.variants import variant
 
+AUX = ("adamw", "lion", "sgd")
 AUX_LR = 3e-3  # AdamW on embeddings, head and vectors beside a Muon: modded-nanogpt and nanochat use 1e-3 … 1e-2
 
 
@@ -23,33 +28,44 @@ def optimizer(
     *,
     lr: float | None = None,
     weight_decay: float = 0.0,
+    aux: str = "adamw",
     aux_lr: float | Mapping[str, float] | None = None,
     aux_weight_decay: float = 0.0,
     aux_betas: tuple[float, float] | None = None,
     aux_eps: float | None = None,
     roles: Mapping[str, str] | None = None,
+    specs: Mapping[str, MatrixSpec | Mapping[str, Any]] | None = None,
+    constraint: str = "none",
+    project_every: int = 1,
+    nonfinite: str = "skip",
+    exact_bf16: bool = False,
     lr_mul: Mapping[str, float] | None = None,
     wd_mul: Mapping[str, float] | None = None,
     **options: Any,
 ) -> Optimizer:
-    """Routes every parameter of `model`: hidden matrices to the named optimizer, the rest to AdamW.
+    """Routes every parameter of `model`: hidden matrices to the named optimizer, the rest to AdamW (`aux`: or Lion, or SGD).
 
     lr, weight_decay: for the matrices (default lr: the variant's own). aux_lr: for embeddings, head and vectors, one number
-    or {role: number}; default 3e-3, or `lr` if the optimizer is AdamW itself. roles: {pattern: role} overrides, see
-    `muonlab.optim.routing`. aux_betas, aux_eps: AdamW's, default (0.9, 0.95) and 1e-8. lr_mul, wd_mul: {pattern: factor} on the
-    learning rate and decay of single parameters. options: the variant's own (orthogonalizer, momentum, beta2, ...).
-    Print `.plan` of the result to see what was decided, and why.
-    Raises ValueError for unknown names, options and roles, and for patterns that match nothing.
+    or {role: number}; default: AdamW's 3e-3 (Lion's and SGD's own), or `lr` if the optimizer is elementwise itself. roles:
+    {pattern: role} overrides, see `muonlab.optim.routing`. specs: {pattern: MatrixSpec, or a mapping of its fields}: which
+    matrices a parameter holds. aux_betas, aux_eps: AdamW's, default (0.9, 0.95) and 1e-8. lr_mul, wd_mul: {pattern: factor} on
+    the learning rate and decay of single parameters. constraint: "unit_norm" (every `project_every` steps), "geodesic",
+    "geodesic_by_norm": along the norm_axis of each spec; "sphere": at a constant Frobenius norm, hidden matrices alone.
+    nonfinite, exact_bf16: see `Optimizer`. options: the variant's own (orthogonalizer, momentum, beta2, ...). Print `.plan` of
+    the result to see what was decided, and why. Raises ValueError for unknown names, options and roles, and for patterns that
+    match nothing.
     """
     model = _unwrapped(model)
     chosen = variant(name)
     main: UpdateRule = chosen.rule(**options)
     lr = chosen.lr if lr is None else lr
-    # Beside AdamW itself the rest is trained as the matrices are, unless told otherwise.
-    aux, fallback = (main, lr) if isinstance(main, AdamW) else (AdamW(), AUX_LR)
-    aux = AdamW(aux.betas if aux_betas is None else aux_betas, aux.eps if aux_eps is None else aux_eps)
-    rules: dict[str, UpdateRule] = {name: main, "aux_adamw": aux}
-    assignments = routing.assign(model, roles)
+    rest, fallback = aux_rule(main, lr, aux, aux_betas, aux_eps)
+    assignments = routing.assign(model, roles, specs)
+    if constraint != "none":
+        main, rest = _constrained(main, rest, constraint, project_every, assignments)
+    elif project_every != 1:
+        raise ValueError("project_every goes with constraint 'unit_norm'")
+    rules: dict[str, UpdateRule] = {name: main, f"aux_{aux}": rest}
     present = sorted({a.role for a in assignments})
     aux_lrs = _per_role(aux_lr, fallback)
     groups = []
@@ -60,7 +76,7 @@ def optimizer(
         groups.append(
             {
                 "params": [(a.name, a.parameter) for a in members],
-                "rule": name if matrix else "aux_adamw",
+                "rule": name if matrix else f"aux_{aux}",
                 "lr": lr if matrix else aux_lrs[role],
                 "weight_decay": weight_decay if matrix else aux_weight_decay,
                 "spec": spec,
@@ -76,7 +92,41 @@ def optimizer(
         for group in groups:
             values = [float(factors.get(n, 1.0)) for n, _ in group["params"]]
             group[key] = values if len(set(values)) > 1 else values[0]
-    return Optimizer(groups, rules, lr=lr, weight_decay=weight_decay)
+    return Optimizer(groups, rules, lr=lr, weight_decay=weight_decay, nonfinite=nonfinite, exact_bf16=exact_bf16)
+
+
+def aux_rule(
+    main: UpdateRule, lr: float, aux: str, betas: tuple[float, float] | None, eps: float | None
+) -> tuple[UpdateRule, float]:
+    """The rule for everything else, and its learning rate where none is given."""
+    choose("aux optimizer", aux, AUX)
+    if aux != "adamw":
+        if betas is not None or eps is not None:
+            raise ValueError(f"aux_betas and aux_eps are AdamW's; aux is {aux!r}")
+        return variant(aux).rule(), variant(aux).lr
+    if not main.matrices and not isinstance(main, AdamW):
+        return main, lr  # the whole model goes one way
+    # Beside AdamW itself the rest is trained as the matrices are, unless told otherwise.
+    base, fallback = (main, lr) if isinstance(main, AdamW) else (AdamW(), AUX_LR)
+    return AdamW(base.betas if betas is None else betas, base.eps if eps is None else eps), fallback
+
+
+def _constrained(
+    main: UpdateRule, rest: UpdateRule, name: str, every: int, assignments: list[routing.Assignment]
+) -> tuple[UpdateRule, UpdateRule]:
+    """Both rules with updates applied along the constraint; on the sphere, that of the matrices alone."""
+    apply = find_constraint(name, every)
+    if getattr(main, "apply", None) != SUBTRACT:
+        raise ValueError(f"constraint {name!r} does not go with {main.describe()!r}, which has a way of its own with norms")
+    main = replace(main, apply=apply)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if name == "sphere":
+        return main, rest
+    if all(a.spec.norm_axis is None for a in assignments):
+        raise ValueError(
+            f"constraint {name!r} needs to know along which axis: none of {len(assignments)} parameters declares one. "
+            "Give specs={'*.weight': {'norm_axis': 'input'}}, or let model.specs() say it."
+        )
+    return main, replace(rest, apply=apply)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

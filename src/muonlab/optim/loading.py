@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from muonlab.optim.checks import check_scalars
-from muonlab.optim.stacks import at
+from muonlab.optim.routing import plain_name
+from muonlab.optim.stacks import at, members_of, state_like
 
 if TYPE_CHECKING:
     from muonlab.optim.optimizer import Optimizer
@@ -50,7 +50,9 @@ def match(optimizer: Optimizer, state_dict: dict[str, Any]) -> tuple[dict[Tensor
 def _names(groups: list[dict[str, Any]]) -> list[str] | None:
     if not all("param_names" in group for group in groups):
         return None
-    return list(chain.from_iterable(group["param_names"] for group in groups))
+    names = [plain_name(name) for group in groups for name in group["param_names"]]
+    prefix = "module."  # DistributedDataParallel's
+    return [name.removeprefix(prefix) for name in names] if all(name.startswith(prefix) for name in names) else names
 
 
 def _places(groups: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any], int]]:
@@ -97,8 +99,10 @@ def _merge(saved_groups: list[dict[str, Any]], group: dict[str, Any]) -> dict[st
 
 
 def _checked(optimizer: Optimizer, p: Tensor, rule: Any, entry: dict[str, Any]) -> dict[str, Tensor]:
-    shape = optimizer._spec(p).view(p).shape if rule.matrices else p.shape
-    expected = {k: v.shape[1:] for k, v in rule.init(torch.empty(1, *shape, device="meta")).items()}
+    expected = {}
+    for shape, member in members_of(p, 0, rule, optimizer._spec(p)):
+        like = state_like(member, shape, rule, optimizer._exact, device="meta")
+        expected |= {k: v.shape for k, v in like.items()}
     got = {k: v.shape for k, v in entry.items() if isinstance(v, Tensor)}
     if expected != got:
         raise ValueError(

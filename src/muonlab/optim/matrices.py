@@ -1,30 +1,88 @@
-"""Which logical matrix a stored parameter holds. Orthogonalization, shape rule and variance axis all follow it."""
+"""Which logical matrices a stored parameter holds. Orthogonalization, shape rule, variance axis and decay all follow it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from muonlab.names import choose
+
+AXES = ("output", "input")
+
 
 @dataclass(frozen=True)
 class MatrixSpec:
-    """How to see a stored tensor as its logical matrix (m, n) = (out, in).
+    """How to see a stored tensor as its logical matrices (m, n) = (out, in).
 
-    `transposed`: stored as (in, out), as Hugging Face's Conv1D does. A view is never a copy: what is written to it
-    is written to the parameter.
+    `batch_dims`: so many leading dimensions only count matrices: banks and expert stacks (E, m, n). What comes after the
+    output dimension is flattened: a convolution (out, in, k, k) is one matrix (out, in·k·k). `transposed`: stored
+    as (in, out), as Hugging Face's Conv1D does. `split`: the matrix is several that share an index, along `axis`: a
+    number of equal blocks (3 for fused QKV, the number of heads, half of it for pairs of heads) or their sizes in order (grouped
+    queries, Mamba's in_proj). `norm_axis`: what a norm constraint runs along: "input" keeps the norm of every row (an
+    output's weights over its inputs), "output" that of every column; None: this parameter is not constrained.
     """
 
     transposed: bool = False
+    batch_dims: int = 0
+    split: int | tuple[int, ...] = 1
+    axis: str = "output"
+    norm_axis: str | None = None
 
-    def view(self, tensor: Tensor) -> Tensor:
-        """tensor as stored -> its logical matrix (m, n), a view. Raises ValueError if it is not a matrix."""
-        if tensor.ndim != 2:
+    def __post_init__(self) -> None:
+        choose("axis to split", self.axis, AXES)
+        if self.norm_axis is not None:
+            choose("norm_axis", self.norm_axis, AXES)
+        if isinstance(self.split, list):
+            object.__setattr__(self, "split", tuple(self.split))
+        sizes = self.split if isinstance(self.split, tuple) else (self.split,)
+        if not sizes or any(not isinstance(s, int) or s < 1 for s in sizes):
+            raise ValueError(f"expected split to be a number of blocks or their sizes, got {self.split!r}")
+
+    def matrices(self, tensor: Tensor) -> list[Tensor]:
+        """tensor as stored -> its logical matrices, each (m, n), as views. Raises ValueError where it does not fit."""
+        if tensor.ndim == 2 and self.split == 1 and not self.batch_dims:  # by far the most frequent case, kept short
+            return [tensor.mT if self.transposed else tensor]
+        if tensor.ndim - self.batch_dims < 2:
+            wanted = "a parameter (out, in)" if not self.batch_dims else f"{self.batch_dims} batch dimensions and a matrix"
             raise ValueError(
-                f"expected a 2-D parameter (out, in), got shape {tuple(tensor.shape)}: "
-                "give it to a group with an elementwise rule such as 'adamw'"
+                f"expected {wanted}, got shape {tuple(tensor.shape)}: give it to a group with an elementwise rule such as 'adamw'"
             )
-        return tensor.mT if self.transposed else tensor
+        if self.transposed and tensor.ndim - self.batch_dims != 2:
+            raise ValueError(f"transposed: expected a matrix (in, out), got shape {tuple(tensor.shape)}")
+        count = math.prod(tensor.shape[: self.batch_dims])
+        stacked = tensor.reshape(count, tensor.shape[self.batch_dims], math.prod(tensor.shape[self.batch_dims + 1 :]))
+        whole = (stacked.mT if self.transposed else stacked).unbind(0)
+        if self.split == 1:
+            return list(whole)
+        dim = 0 if self.axis == "output" else 1
+        return [block for matrix in whole for block in matrix.split(self._sizes(matrix.shape[dim]), dim)]
+
+    def _sizes(self, length: int) -> list[int]:
+        if isinstance(self.split, tuple):
+            sizes = list(self.split)
+        else:
+            sizes = [length // self.split] * self.split
+        if sum(sizes) != length:
+            raise ValueError(f"split {self.split} does not fit {length} {self.axis}s: they must add up to it")
+        return sizes
+
+    def shapes(self, tensor: Tensor) -> list[tuple[int, int]]:
+        """The shapes of its matrices, in order."""
+        return [(int(x.shape[0]), int(x.shape[1])) for x in self.matrices(tensor)]
+
+    @property
+    def norm_dim(self) -> int | None:
+        """The dimension of a logical matrix that a norm runs along: -1 for "input", -2 for "output"."""
+        return None if self.norm_axis is None else (-1 if self.norm_axis == "input" else -2)
+
+    def __str__(self) -> str:
+        parts = ["transposed"] if self.transposed else []
+        parts += [f"bank of {self.batch_dims} dim"] if self.batch_dims else []
+        parts += [f"split {self.split} along {self.axis}"] if self.split != 1 else []
+        parts += [f"unit along {self.norm_axis}"] if self.norm_axis else []
+        return ", ".join(parts)
 
 
 PLAIN = MatrixSpec()

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from muonlab.names import choose
-from muonlab.optim import loading
-from muonlab.optim.checks import check_parameter, check_scalars
+from muonlab.optim import loading, scratch, shadow
+from muonlab.optim.checks import check_gradients, check_parameter, check_scalars
 from muonlab.optim.matrices import PLAIN, MatrixSpec
 from muonlab.optim.plan import Plan, PlanRow
 from muonlab.optim.rules import Step, UpdateRule
-from muonlab.optim.stacks import HALF, Stack, at, build_stacks
+from muonlab.optim.stacks import HALF, Stack, at, build_stacks, members_of
+
+NONFINITE = ("skip", "raise", "ignore")
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -24,6 +26,11 @@ class Optimizer(torch.optim.Optimizer):
     `rule` (default: the first of `rules`) and holds every scalar live: lr, weight_decay, `lr_mul` and `wd_mul` (one
     number, or one per parameter), and what the rule reads (momentum, beta2, betas, ...). A group's `spec` (a
     MatrixSpec) and `role`/`why` (text for the plan) describe its parameters and stay out of `state_dict`.
+
+    nonfinite: what a NaN or infinite gradient leads to: "skip" leaves this step out, weights and state bit for bit as they
+    were, and counts it in `skipped`; "raise" raises FloatingPointError with the parameter's name, as early; "ignore" looks at
+    nothing, as torch does (on a GPU the look waits for the gradients).
+    exact_bf16: bfloat16 parameters train as float32 ones do, bit for bit: the 16 bits that they lack are state.
 
     State is float32 for half-precision parameters and the parameter's own dtype otherwise. Where parameters have names, a
     state dict is loaded by name, whatever the order and the grouping; else by position, as in torch.
@@ -38,8 +45,13 @@ class Optimizer(torch.optim.Optimizer):
         *,
         lr: float | Tensor,
         weight_decay: float = 0.0,
+        nonfinite: str = "skip",
+        exact_bf16: bool = False,
         **scalars: Any,
     ) -> None:
+        self.nonfinite = choose("nonfinite", nonfinite, NONFINITE)
+        self.skipped = 0  # steps left out for a gradient that was not finite
+        self._exact = exact_bf16
         self.rules: dict[str, UpdateRule] = dict(rules) if isinstance(rules, Mapping) else {"rule": rules}
         self._about: dict[Tensor, tuple[MatrixSpec, str, str]] = {}  # parameter -> spec, role, why
         self._stacks: list[Stack] | None = None
@@ -86,49 +98,68 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for stack in self._current_stacks():
-            self._step_stack(stack)
+        if not check_gradients(self.param_groups, self.nonfinite):
+            self.skipped += 1
+            return loss
+        with scratch.active():
+            for stack in self._current_stacks():
+                for run in stack.runs():
+                    self._step_run(stack, run)
         return loss
 
     def _current_stacks(self) -> list[Stack]:
         """The stacks, rebuilt when a parameter got its first gradient or somebody replaced a part of `self.state`."""
-        started = {p for group in self.param_groups for p in group["params"] if p.grad is not None or p in self.state}
-        stacks = self._stacks
-        if stacks is None or started != {p for s in stacks for p in s.params} or not all(s.current(self.state) for s in stacks):
-            self._stacks = stacks = build_stacks(self.param_groups, started, self.rule_of, self._spec, self.state)
+        stacks, state = self._stacks, self.state
+        fresh = any(p.grad is not None and p not in state for group in self.param_groups for p in group["params"])
+        if stacks is None or fresh or not all(s.current(state) for s in stacks):
+            started = {p for group in self.param_groups for p in group["params"] if p.grad is not None or p in state}
+            self._stacks = stacks = build_stacks(self.param_groups, started, self.rule_of, self._spec, state, self._exact)
         return stacks
 
     def _spec(self, p: Tensor) -> MatrixSpec:
         return self._about[p][0]
 
-    def _step_stack(self, stack: Stack) -> None:
+    def _step_run(self, stack: Stack, run: list[int]) -> None:
+        """The rule, on consecutive members of a stack."""
         group = self.param_groups[stack.group]
-        rows = [i for i, p in enumerate(stack.params) if p.grad is not None]
-        if not rows:
-            return
-        if any(stack.params[i].grad.is_sparse for i in rows):  # pyright: ignore[reportOptionalMemberAccess]
-            raise RuntimeError("expected dense gradients, got sparse ones: build the embedding with sparse=False")
-        all_rows = len(rows) == len(stack.params)
-        index = None if all_rows else torch.tensor(rows, device=stack.params[0].device)
-        state = stack.state if index is None else {k: v[index] for k, v in stack.state.items()}
-        matrices = [stack.matrix(i) for i in rows]
+        members = [stack.members[i] for i in run]
+        rows = stack.rows(run)
+        state = {name: tensor[rows] for name, tensor in stack.state.items()}
+        # A convolution in channels_last has no view as a matrix: it is stepped as a copy.
+        stored = [m.param if m.spec is None or m.param.ndim == 2 else m.param.contiguous() for m in members]
+        matrices = [matrix for m, p in zip(members, stored, strict=True) for matrix in m.matrices(p)]
+        low = state.pop(shadow.MANTISSA, None)
         half = matrices[0].dtype in HALF
-        weights = [w.float() for w in matrices] if half else matrices
+        weights = (
+            matrices
+            if not half
+            else [shadow.join(w, row) for w, row in zip(matrices, low)]
+            if low is not None
+            else [w.float() for w in matrices]
+        )
+        grads = stack.gradients(run)
         self.rule_of(group)(
             Step(
                 weights=weights,
-                grads=stack.gradients(rows),
+                grads=grads,
                 state=state,
-                lr=stack.scalar(group["lr"], group["lr_mul"], rows),
-                weight_decay=stack.scalar(group["weight_decay"], group["wd_mul"], rows),
+                lr=stack.scalar(group["lr"], group["lr_mul"], run),
+                weight_decay=stack.scalar(group["weight_decay"], group["wd_mul"], run),
                 scalars=group,
+                norm_dim=stack.norm_dim,
             )
         )
-        if half:  # decay and update together are rounded once
+        scratch.release(grads)
+        if low is not None:
+            for matrix, row, weight in zip(matrices, low, weights, strict=True):
+                high, remainder = shadow.split(weight)
+                matrix.copy_(high)
+                row.copy_(remainder)
+        elif half:  # decay and update together are rounded once
             torch._foreach_copy_(matrices, weights)  # pyright: ignore[reportPrivateImportUsage]
-        if index is not None:
-            for name, rows_of_state in state.items():
-                stack.state[name][index] = rows_of_state
+        for member, copy in zip(members, stored, strict=True):
+            if copy is not member.param:
+                member.param.copy_(copy)
 
     # -- state --------------------------------------------------------------------------------------------------
 
@@ -151,7 +182,8 @@ class Optimizer(torch.optim.Optimizer):
             hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {"rules": self.rules, "_given": self._given, "_about": self._about, "_stacks": None}
+        names = ("rules", "_given", "_about", "nonfinite", "skipped", "_exact")
+        kept = {"_stacks": None, **{name: getattr(self, name) for name in names}}
         return super().__getstate__() | kept
 
     # -- the plan -----------------------------------------------------------------------------------------------
@@ -165,10 +197,20 @@ class Optimizer(torch.optim.Optimizer):
             names = group.get("param_names", [f"group{i}.param{j}" for j in range(len(group["params"]))])
             for j, (name, p) in enumerate(zip(names, group["params"], strict=True)):
                 spec, role, why = self._about[p]
-                shape = spec.view(p).shape if rule.matrices else p.shape
                 lr = float(group["lr"]) * at(group["lr_mul"], j)
                 decay = lr * float(group["weight_decay"]) * at(group["wd_mul"], j)
-                rows.append(
-                    PlanRow(name, tuple(p.shape), role, why, rule.describe(), lr * rule.lr_factor(shape), decay, p.requires_grad)
-                )
+                for shape, member in members_of(p, j, rule, spec):
+                    seen = "" if member.spec in (None, PLAIN) else f"{len(member.which)} × {shape[0]}×{shape[1]} ({spec})"
+                    row = PlanRow(
+                        name + member.suffix,
+                        tuple(p.shape),
+                        role,
+                        why,
+                        rule.describe(),
+                        lr * rule.lr_factor(shape),
+                        decay,
+                        p.requires_grad,
+                        seen,
+                    )
+                    rows.append(row)
         return Plan(rows)

@@ -17,6 +17,7 @@ class PlanRow:
     lr: float  # effective: group lr × lr_mul × the shape rule's factor
     decay: float  # fraction of the weight that one step takes away: lr × lr_mul × weight_decay × wd_mul
     trains: bool  # requires_grad
+    matrices: str = ""  # the logical matrices that it holds, where they are not the parameter itself
 
 
 class Plan:
@@ -36,7 +37,7 @@ class Plan:
         kinds: dict[tuple, list[PlanRow]] = {}
         for row in self.rows:
             template = re.sub(r"\d+", "*", row.name)
-            kinds.setdefault((template, row.shape, row.role, row.rule, row.lr, row.decay, row.trains), []).append(row)
+            kinds.setdefault((template, row.shape, row.role, row.rule, row.lr, row.decay, row.trains, row.matrices), []).append(row)
         return [(rows[0].name if len(rows) == 1 else f"{key[0]} (×{len(rows)})", rows[0]) for key, rows in kinds.items()]
 
     def __str__(self) -> str:
@@ -44,7 +45,7 @@ class Plan:
         table = [
             (
                 label,
-                "×".join(map(str, row.shape)) or "scalar",
+                ("×".join(map(str, row.shape)) or "scalar") + (f" = {row.matrices}" if row.matrices else ""),
                 row.role if row.trains else f"{row.role} (frozen)",
                 f"{row.lr:.4g}",
                 f"{row.decay:.4g}",

@@ -1,48 +1,19 @@
-"""Orthogonalizers: X (..., m, n) -> an approximation of its polar factor U Vᵀ, where X = U S Vᵀ.
-
-Every method here is a composition of odd quintics, X ← aX + b(XXᵀ)X + c(XXᵀ)²X, after dividing X by its
-Frobenius norm; on the singular values it acts as σ ← aσ + bσ³ + cσ⁵. The tables say what each list is for.
-"""
+"""Orthogonalizers by name: X (..., m, n) -> an approximation of its polar factor U Vᵀ, where X = U S Vᵀ."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import ast
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from muonlab.names import choose
-from muonlab.optim.precision import fast_matmul_dtype
-
-Quintic = tuple[float, float, float]
-
-# Keller Jordan, https://kellerjordan.github.io/posts/muon/ : the slope at zero is as large as it can be while σ stays
-# within about 0.68–1.13; it does not converge to 1. torch.optim.Muon's default.
-KELLER: Quintic = (3.4445, -4.7750, 2.0315)
-
-# YouJiacheng, five different quintics (modded-nanogpt): σ in [0.01, 1] lands in 0.978–1.032.
-YOU5: tuple[Quintic, ...] = (
-    (4.0848, -6.8946, 2.9270),
-    (3.9505, -6.3029, 2.6377),
-    (3.7418, -5.5913, 2.3037),
-    (2.8769, -3.1427, 1.2046),
-    (2.8366, -3.0525, 1.2012),
-)
-
-# Polar Express, arXiv 2505.16932: the optimal composition for σ in [1e-3, 1], five steps, safety factor 2e-2,
-# cushion 0.02 (Algorithm 1 of the paper makes the list; every polynomial but the last is safety-scaled).
-POLAR_EXPRESS5: tuple[Quintic, ...] = (
-    (8.156554524902461, -22.48329292557795, 15.878769915207462),
-    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
-    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
-)
-
-# The textbook Newton–Schulz step, σ ← 1.5σ − 0.5σ³. It converges to 1, slowly: five steps leave the singular
-# values of a 256×512 Gaussian at 0.14–0.68, ten at 0.81–1.00. That is why ten is the default here.
-CUBIC: Quintic = (1.5, -0.5, 0.0)
+from muonlab.optim.coefficients import CONVERGING, CUBIC, FAST, KELLER, POLAR_EXPRESS5, YOU5, Polynomial, polar_express
+from muonlab.optim.exact import SVD, Cayley
+from muonlab.optim.newton_schulz import NewtonSchulz
 
 
 class Orthogonalizer(Protocol):
@@ -50,88 +21,130 @@ class Orthogonalizer(Protocol):
         """x (..., m, n) -> (..., m, n), same dtype; x is left as it was."""
         ...
 
-
-@dataclass(frozen=True)
-class NewtonSchulz:
-    """A composition of odd quintics on the side where rows ≤ columns.
-
-    `safety` divides X once more, so that rounding cannot push σ_max above 1. `eps` is the smallest norm that is
-    divided by: a zero matrix stays zero. `dtype` is what the products are computed in; None takes bfloat16 where
-    this device multiplies it faster than float32 and float32 elsewhere (float64 inputs stay float64).
-    """
-
-    name: str
-    coefficients: tuple[Quintic, ...]
-    safety: float = 1.0
-    eps: float = 1e-7
-    dtype: torch.dtype | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.numel() == 0:
-            return x.clone()
-        *batch, m, n = x.shape
-        dtype = self.dtype or fast_matmul_dtype(x)
-        y = x.reshape(-1, m, n)  # (B, m, n)
-        norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True, dtype=_norm_dtype(x.dtype))
-        y = (y / (norm * self.safety).clamp(min=self.eps)).to(dtype)
-        if m > n:
-            y = y.mT
-        for a, b, c in self.coefficients:
-            gram = torch.bmm(y, y.mT)  # XXᵀ
-            if c:
-                gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # bXXᵀ + c(XXᵀ)²
-                y = torch.baddbmm(y, gram, y, beta=a)
-            else:
-                y = torch.baddbmm(y, gram, y, beta=a, alpha=b)
-        if m > n:
-            y = y.mT
-        return y.to(x.dtype).reshape(*batch, m, n)
-
-    def __str__(self) -> str:
-        return self.name
+    def flops(self, m: int, n: int) -> int: ...
 
 
-def _norm_dtype(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype == torch.float64 else torch.float32
+def _repeated(polynomial: Polynomial, default: int) -> Callable[[int | None], tuple[Polynomial, ...]]:
+    return lambda steps: (polynomial,) * (default if steps is None else steps)
 
 
-# name -> (coefficients for k steps, default k, safety)
-_METHODS = {
-    "cubic": (lambda k: (CUBIC,) * k, 10, 1.0),
-    "keller5": (lambda k: (KELLER,) * k, 5, 1.0),
-    "you5": (lambda k: YOU5[:k], 5, 1.0),
-    "polar_express5": (lambda k: POLAR_EXPRESS5[:k], 5, 1.02),
+def _listed(polynomials: tuple[Polynomial, ...]) -> Callable[[int | None], tuple[Polynomial, ...]]:
+    return lambda steps: polynomials[: len(polynomials) if steps is None else max(steps, 0)]
+
+
+# name -> (polynomials for so many steps, norm, safety). Polar Express goes in the standard form: its polynomials are so steep
+# just beyond 1 that the rounding of two of them multiplied out blows up (bfloat16, 64×128 of rank 2: σ = 4580).
+_LISTS: dict[str, tuple[Callable[[int | None], tuple[Polynomial, ...]], str, float]] = {
+    "fast": (_listed(FAST), "schatten4", 1.0),
+    "keller5": (_repeated(KELLER, 5), "frobenius", 1.0),
+    "you5": (_listed(YOU5), "frobenius", 1.0),
+    "polar_express5": (_listed(POLAR_EXPRESS5), "frobenius", 1.02),
+    "dsv4_10": (_listed((KELLER,) * 8 + (CONVERGING,) * 2), "frobenius", 1.0),
+    "converged12": (_repeated(CONVERGING, 12), "frobenius", 1.0),
+    "cubic": (_repeated(CUBIC, 10), "frobenius", 1.0),
+    # A public trainer's names for the cubic with five and ten steps. Five are far from done; and these are not the quintic
+    # of zeropower_via_newtonschulz5 (KellerJordan/Muon), which is 'keller5'.
+    "newtonschulz5": (_repeated(CUBIC, 5), "frobenius", 1.0),
+    "newtonschulz10": (_repeated(CUBIC, 10), "frobenius", 1.0),
 }
+_METHODS = (*_LISTS, "polar_express", "cayley", "svd", "exact")
 
 
-def orthogonalizer(method: str, *, steps: int | None = None, dtype: torch.dtype | None = None) -> NewtonSchulz:
-    """The orthogonalizer of that name. Raises ValueError for an unknown name or a number of steps that it lacks."""
+def orthogonalizer(
+    method: str, *, steps: int | None = None, dtype: torch.dtype | str | None = None, coefficients: Any = None, **options: float
+) -> Orthogonalizer:
+    """The orthogonalizer of that name, or written as a call: `"polar_express(l=1e-4, steps=6, dtype='float32')"`.
+
+    steps: how many polynomials (for lists: the first so many). dtype: what the products are computed in; default: bfloat16 where
+    that is fast. coefficients: other polynomials for a Newton–Schulz method, one (c₀, c₁, …) for all steps or one a step;
+    options: those of `polar_express` (l, safety, cushion). Raises ValueError for unknown names and values out of range.
+    """
+    if "(" in method:
+        method, written = _parsed(method)
+        given = {"steps": steps, "dtype": dtype, "coefficients": coefficients}
+        return orthogonalizer(method, **{**{k: v for k, v in given.items() if v is not None}, **options, **written})
     choose("orthogonalizer", method, _METHODS)
-    coefficients, default, safety = _METHODS[method]
-    steps = default if steps is None else steps
-    chosen = coefficients(max(steps, 0))
-    if not chosen or len(chosen) != steps:
-        raise ValueError(f"{method}: expected 1 to {len(coefficients(100))} steps, got {steps}")
-    if dtype is not None and not dtype.is_floating_point:
+    dtype = _floating(method, dtype)
+    if coefficients is not None and method not in _LISTS:
+        raise ValueError(f"{method}: takes no coefficients")
+    known = ("l", "safety", "cushion") if method == "polar_express" else ()
+    for option in options:
+        choose(f"option of {method}:", option, (*known, "steps", "dtype", "coefficients"))
+    if method == "polar_express":
+        steps = 5 if steps is None else _whole(method, steps)
+        polynomials = polar_express(steps=steps, **options)
+        label, margin = _label(method, steps=steps, **options), 1 + options.get("safety", 2e-2)
+        return NewtonSchulz(label, polynomials, safety=margin, longest=1, dtype=dtype)
+    if method == "cayley":
+        return Cayley(method, 6 if steps is None else _whole(method, steps), dtype)
+    if method in ("svd", "exact"):
+        if steps is not None:
+            raise ValueError(f"{method}: takes no steps")
+        return SVD(method, torch.float64 if method == "exact" and dtype is None else dtype)
+    of_steps, norm, safety = _LISTS[method]
+    polynomials = of_steps(steps) if coefficients is None else _given(method, coefficients, steps)
+    if not polynomials or (steps is not None and len(polynomials) != steps):
+        raise ValueError(f"{method}: expected 1 to {min(len(of_steps(100)), 100)} steps, got {steps}")
+    label = method if coefficients is None and steps is None else _label(method, steps=len(polynomials))
+    longest = 1 if method == "polar_express5" else 2
+    return NewtonSchulz(label, polynomials, norm=norm, safety=safety, longest=longest, dtype=dtype)
+
+
+def _parsed(text: str) -> tuple[str, dict[str, Any]]:
+    """ "name(key=value, …)" -> name and its keywords; literals only."""
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError("not a call with keywords")
+        return call.func.id, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError):
+        raise ValueError(f"orthogonalizer {text!r}: expected a name or name(key=value, ...), as 'cubic(steps=12)'") from None
+
+
+def _given(method: str, coefficients: Any, steps: int | None) -> tuple[Polynomial, ...]:
+    try:
+        single = not isinstance(coefficients[0], Sequence)
+        polynomials = [tuple(map(float, p)) for p in ([coefficients] if single else coefficients)]
+    except (TypeError, ValueError, LookupError):
+        raise ValueError(f"{method}: expected coefficients (c0, c1, c2) or a list of such, got {coefficients!r}") from None
+    return tuple(polynomials) * (5 if steps is None else _whole(method, steps)) if single else tuple(polynomials)
+
+
+def _whole(method: str, steps: Any) -> int:
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= 100:
+        raise ValueError(f"{method}: expected 1 to 100 steps, got {steps!r}")
+    return steps
+
+
+def _floating(method: str, dtype: torch.dtype | str | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and (not isinstance(found, torch.dtype) or not found.is_floating_point):
         raise ValueError(f"{method}: expected a floating dtype for the products, got {dtype}")
-    return NewtonSchulz(method, chosen, safety=safety, dtype=dtype)
+    return found
+
+
+def _label(method: str, **options: float) -> str:
+    return f"{method}({', '.join(f'{k}={v:g}' for k, v in options.items())})"
 
 
 def orthogonalizers() -> list[str]:
     return list(_METHODS)
 
 
+_cached = cache(orthogonalizer)
+
+
 def orthogonalize(
-    g: Tensor, method: str = "polar_express5", *, steps: int | None = None, dtype: torch.dtype | None = None
+    g: Tensor, method: str = "polar_express5", *, steps: int | None = None, dtype: torch.dtype | str | None = None
 ) -> Tensor:
     """The polar factor of g, approximately: U Vᵀ where g = U S Vᵀ.
 
     g: (..., m, n), any floating dtype; leading dimensions are a batch of independent matrices. Returns a new tensor of
-    g's shape and dtype. `dtype` is what the products are computed in (see `NewtonSchulz`). Raises ValueError for
+    g's shape and dtype. method, steps, dtype: see `orthogonalizer`. Raises ValueError for
     fewer than two dimensions or an unknown method, TypeError for integer and complex input.
     """
     if g.ndim < 2:
         raise ValueError(f"orthogonalize: expected a matrix or a batch of them (..., m, n), got shape {tuple(g.shape)}")
     if not g.is_floating_point():
         raise TypeError(f"orthogonalize: expected a real floating dtype, got {g.dtype}")
-    return orthogonalizer(method, steps=steps, dtype=dtype)(g)
+    return _cached(method, steps=steps, dtype=dtype)(g)

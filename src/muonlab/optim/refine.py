@@ -56,3 +56,57 @@ class VarianceReduction:
 
     def __str__(self) -> str:
         return f"variance_reduction({self.axis})"
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """S ← βS + (1−β)O from zero, without bias correction; the update is S, or with `lookahead` βS + (1−β)O.
+
+    The medium-track record of 2025-09-17 (modded-nanogpt): its text describes the first, its code does the second. β, the
+    group's `smoothing`, runs there from 0.5 to 0.2.
+    """
+
+    smoothing: float = 0.5
+    lookahead: bool = True
+
+    def scalars(self) -> dict[str, Any]:
+        return {"smoothing": self.smoothing}
+
+    def init(self, like: Tensor) -> dict[str, Tensor]:
+        return {"smoothed": torch.zeros_like(like)}
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        beta = step.scalars["smoothing"]
+        smoothed = step.state["smoothed"].lerp_(x, 1 - beta)
+        return x.lerp(smoothed, beta) if self.lookahead else smoothed
+
+    def __str__(self) -> str:
+        return "smoothing(lookahead)" if self.lookahead else "smoothing"
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """AdaMuon (arXiv 2507.11005): V ← β₂V + (1−β₂)O² elementwise; O ← O/(√V + eps), then to the RMS that AdamW has, 0.2.
+
+    No bias correction: the rescaling to ‖O‖_F = 0.2·√(mn) makes it irrelevant. beta2 None: the momentum, as in the paper.
+    """
+
+    beta2: float | None = None
+    eps: float = 1e-8
+    rms: float = 0.2
+
+    def scalars(self) -> dict[str, Any]:
+        return {} if self.beta2 is None else {"beta2": self.beta2}
+
+    def init(self, like: Tensor) -> dict[str, Tensor]:
+        return {"second_moment": torch.zeros_like(like)}
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        beta2 = step.scalars["momentum"] if self.beta2 is None else step.scalars["beta2"]
+        v = step.state["second_moment"].mul_(beta2).addcmul_(x, x, value=1 - beta2)
+        x = x / (v.sqrt() + self.eps)
+        norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+        return x * (self.rms * (x.shape[-2] * x.shape[-1]) ** 0.5 / (norm + self.eps))
+
+    def __str__(self) -> str:
+        return "second_moment"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -30,32 +31,68 @@ class Assignment:
     spec: MatrixSpec = PLAIN
 
 
-def assign(model: nn.Module, roles: Mapping[str, str] | None = None) -> list[Assignment]:
+def assign(
+    model: nn.Module, roles: Mapping[str, str] | None = None, specs: Mapping[str, MatrixSpec | Mapping[str, Any]] | None = None
+) -> list[Assignment]:
     """One assignment per parameter, in the model's order.
 
     The caller's `roles` ({pattern: role}, shell patterns on the full name, the last match wins) come first, then what the model
-    declares in `model.roles()` (the same form), then what its modules show. Raises ValueError for a pattern that matches
-    nothing, an unknown role, or a `matrix` that is not 2-D.
+    declares in `model.roles()` (the same form), then what its modules show. So with `specs`, {pattern: MatrixSpec or a mapping
+    of its fields, which are added to what is known}, and `model.specs()`. Raises ValueError for a pattern that matches nothing,
+    an unknown role or field, or a `matrix` that is none.
     """
-    names = [name for name, _ in model.named_parameters()]
+    named = [(plain_name(name), p) for name, p in model.named_parameters()]
+    names = [name for name, _ in named]
     if not names:
         raise ValueError(f"expected a model with parameters, got {type(model).__name__} without any")
-    declared = getattr(model, "roles", None)
     given = _expand(roles or {}, names, "given by the caller as")
-    from_model = _expand(declared() if callable(declared) else {}, names, "declared by the model as")  # pyright: ignore
+    from_model = _expand(_declared(model, "roles"), names, "declared by the model as")
     owners = _owners(model)
     heads = _heads(model)
     found = []
-    for name, p in model.named_parameters():
-        spec = PLAIN
-        for module, _ in owners[name]:
-            if type(module).__name__ == "Conv1D" and p.ndim == 2:  # Hugging Face's: stored as (in, out)
-                spec = MatrixSpec(transposed=True)
+    known = {name: _spec_by_structure(name, p, owners[name]) for name, p in named}
+    for patterns in (_declared(model, "specs"), specs or {}):
+        for pattern, fields in patterns.items():
+            for name in match_pattern(pattern, names):
+                known[name] = fields if isinstance(fields, MatrixSpec) else _with_fields(pattern, known[name], fields)
+    for name, p in named:
         role, why = given.get(name) or from_model.get(name) or _by_structure(p, owners[name], heads)
-        if role == "matrix" and p.ndim != 2:
-            raise ValueError(f"{name}: role 'matrix' needs a 2-D parameter, got shape {tuple(p.shape)}; use role 'vector'")
-        found.append(Assignment(name, p, role, why, spec))
+        if role == "matrix":
+            try:
+                known[name].shapes(p)
+            except ValueError as error:
+                raise ValueError(f"{name}: role 'matrix': {error}, or use role 'vector'") from None
+        found.append(Assignment(name, p, role, why, known[name]))
     return found
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what torch.compile and activation checkpointing put into it."""
+    return ".".join(part for part in name.split(".") if part not in ("_orig_mod", "_checkpoint_wrapped_module"))
+
+
+def _declared(model: nn.Module, what: str) -> Mapping[str, Any]:
+    declared = getattr(model, what, None)
+    return declared() if callable(declared) else {}  # pyright: ignore[reportReturnType]
+
+
+def _with_fields(pattern: str, spec: MatrixSpec, fields: Mapping[str, Any]) -> MatrixSpec:
+    for field in fields:
+        choose(f"field of the MatrixSpec for {pattern!r}:", field, MatrixSpec.__dataclass_fields__)
+    return replace(spec, **fields)
+
+
+def _spec_by_structure(name: str, p: nn.Parameter, owners: list[tuple[nn.Module, str]]) -> MatrixSpec:
+    """How the module stores its weight: transposed in Hugging Face's Conv1D; queries, keys and values in one tensor."""
+    for module, path in owners:
+        if type(module).__name__ == "Conv1D" and p.ndim == 2:
+            fused = path.rsplit(".", 1)[-1] == "c_attn" and p.shape[1] == 3 * p.shape[0]
+            return MatrixSpec(transposed=True, split=3 if fused else 1)
+        if isinstance(module, nn.MultiheadAttention) and name.endswith("in_proj_weight"):
+            return MatrixSpec(split=3)
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups > 1 and p.ndim > 2:
+            return MatrixSpec(split=module.groups)
+    return PLAIN
 
 
 def match_pattern(pattern: str, names: list[str]) -> list[str]:
@@ -78,7 +115,7 @@ def _expand(patterns: Mapping[str, str], names: list[str], source: str) -> dict[
 
 def _owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
     """First name of each parameter -> every (module, module path) that holds it: more than one where weights are tied."""
-    first = {id(p): name for name, p in model.named_parameters()}
+    first = {id(p): plain_name(name) for name, p in model.named_parameters()}
     owners: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in first.values()}
     for path, module in model.named_modules(remove_duplicate=False):
         for p in module.parameters(recurse=False):
@@ -115,5 +152,7 @@ def _by_structure(p: nn.Parameter, owners: list[tuple[nn.Module, str]], heads: s
         if id(module) in heads:
             return "head", f"{path or type(module).__name__} turns features into logits"
     if p.ndim > 2:
-        return "vector", f"{p.ndim}-D: not a plain matrix"
+        return "vector", f"{p.ndim}-D: role 'matrix' would orthogonalize it"
+    if 1 in p.shape:
+        return "vector", "one row or column"
     return "matrix", "2-D hidden weight"

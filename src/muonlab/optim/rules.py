@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from muonlab.optim import scratch
+from muonlab.optim.apply import SUBTRACT, Apply
 from muonlab.optim.decay import Decay
 from muonlab.optim.polar import Orthogonalizer
 from muonlab.optim.scaling import shape_scale
@@ -23,14 +25,23 @@ Scalar = float | Tensor  # a Python float, or one value per matrix: (B, 1, 1)
 
 @dataclass
 class Step:
-    """One stack in one step, as a rule sees it."""
+    """One stack (or a run of its rows) in one step, as a rule sees it."""
 
     weights: list[Tensor]  # B tensors (m, n): the parameters, views or (half precision) float32 copies, updated in place
     grads: Tensor  # (B, m, n), in the state's dtype (float32, or float64 for float64 parameters); read only
     state: dict[str, Tensor]  # each (B, ...), updated in place
     lr: Scalar
     weight_decay: Scalar
-    scalars: Mapping[str, Any]  # the group's other live scalars: momentum, beta2, betas, eps ...
+    scalars: Mapping[str, Any]  # the group's live scalars: lr, momentum, beta2, betas, eps ...
+    norm_dim: int | None = None  # -1 or -2 where a norm constraint runs along this dimension of the matrices
+
+    def matrices(self) -> Tensor:
+        """The weights as one stack (B, m, n): not to be changed, since one alone is not copied."""
+        return self.weights[0].unsqueeze(0) if len(self.weights) == 1 else torch.stack(self.weights)
+
+    def write(self, values: Tensor) -> None:
+        """W ← values (B, m, n)."""
+        torch._foreach_copy_(self.weights, list(values.unbind(0)))  # pyright: ignore[reportPrivateImportUsage]
 
     def subtract(self, update: Tensor, factor: Scalar) -> None:
         """W ← W − factor · update, for every matrix of the stack."""
@@ -44,7 +55,8 @@ class Step:
         if isinstance(factor, Tensor):
             torch._foreach_mul_(self.weights, list((1 - factor).flatten().unbind(0)))  # pyright: ignore[reportPrivateImportUsage]
         elif factor:
-            torch._foreach_mul_(self.weights, 1 - factor)  # pyright: ignore[reportPrivateImportUsage]
+            # a tensor, not a number: torch loops over many small tensors three times as fast with it
+            torch._foreach_mul_(self.weights, torch.tensor(1 - factor, dtype=self.weights[0].dtype, device=self.grads.device))  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Transform(Protocol):
@@ -63,6 +75,16 @@ class Transform(Protocol):
         ...
 
 
+class Stateless:
+    """The parts of a Transform that a piece without scalars and state has no use for."""
+
+    def scalars(self) -> dict[str, Any]:
+        return {}
+
+    def init(self, like: Tensor) -> dict[str, Tensor]:
+        return {}
+
+
 class UpdateRule(Protocol):
     """A whole optimizer for one stack. What does not fit `MatrixRule` implements this directly."""
 
@@ -72,46 +94,61 @@ class UpdateRule(Protocol):
     def init(self, like: Tensor) -> dict[str, Tensor]: ...
     def __call__(self, step: Step) -> None: ...
     def describe(self) -> str: ...
-    def lr_factor(self, shape: torch.Size) -> float: ...
+    def lr_factor(self, shape: tuple[int, ...]) -> float: ...
+
+
+def _then(used: Tensor, result: Tensor) -> Tensor:
+    """result, once the memory of what it was made from may be used again."""
+    if result is not used:
+        scratch.release(used)
+    return result
 
 
 @dataclass(frozen=True)
 class MatrixRule:
-    """momentum -> orthogonalize -> refine -> scale -> decay -> apply, on a stack of matrices (B, m, n)."""
+    """momentum -> precondition -> orthogonalize -> refine -> scale -> adjust -> decay -> apply, on a stack (B, m, n)."""
 
     momentum: Transform
     orthogonalize: Orthogonalizer
     scale: str  # a canonical name, see scaling.py
     decay: Decay
-    refine: tuple[Transform, ...] = ()
+    precondition: tuple[Transform, ...] = ()  # of what is orthogonalized
+    refine: tuple[Transform, ...] = ()  # of the orthogonalized update
+    adjust: tuple[Transform, ...] = ()  # of the scaled update, against the weights
+    apply: Apply = SUBTRACT  # how the update reaches the weights: straight, or along a constraint
 
     matrices: ClassVar[bool] = True
 
     def __call__(self, step: Step) -> None:
+        self.apply.prepare(step)
         u = self.momentum(step.grads, step)
-        u = self.orthogonalize(u)
+        for piece in self.precondition:
+            u = _then(u, piece(u, step))
+        u = _then(u, self.orthogonalize(u))
         for piece in self.refine:
-            u = piece(u, step)
-        scale = shape_scale(self.scale, *u.shape[-2:])
-        self.decay(u, step)
-        step.subtract(u, step.lr * scale)
+            u = _then(u, piece(u, step))
+        factor = shape_scale(self.scale, *u.shape[-2:])
+        if self.adjust:
+            u, factor = _then(u, u * factor), 1.0
+            for piece in self.adjust:
+                u = _then(u, piece(u, step))
+        gain = self.decay(u, step)
+        self.apply(u, step, step.lr * (factor * gain))
+        scratch.release(u)
 
-    def lr_factor(self, shape: torch.Size) -> float:
+    def lr_factor(self, shape: tuple[int, ...]) -> float:
         """What the shape rule multiplies the learning rate by, for one logical matrix (m, n)."""
         return shape_scale(self.scale, *shape[-2:])
 
+    def _stateful(self) -> list[Transform | Apply]:
+        return [self.momentum, *self.precondition, *self.refine, *self.adjust, self.apply]
+
     def scalars(self) -> dict[str, Any]:
-        found = self.momentum.scalars()
-        for piece in self.refine:
-            found |= piece.scalars()
-        return found
+        return {name: value for piece in self._stateful() for name, value in piece.scalars().items()}
 
     def init(self, like: Tensor) -> dict[str, Tensor]:
-        state = self.momentum.init(like)
-        for piece in self.refine:
-            state |= piece.init(like)
-        return state
+        return {name: value for piece in self._stateful() for name, value in piece.init(like).items()}
 
     def describe(self) -> str:
-        names = [self.momentum, self.orthogonalize, *self.refine, self.scale, self.decay]
-        return " -> ".join(str(name) for name in names)
+        pieces = [self.momentum, *self.precondition, self.orthogonalize, *self.refine, self.scale, *self.adjust, self.decay]
+        return " -> ".join(str(piece) for piece in pieces) + ("" if self.apply == SUBTRACT else f" -> {self.apply}")

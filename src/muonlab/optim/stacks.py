@@ -1,61 +1,106 @@
-"""Stacks: parameters of one group with the same logical shape, their state in one tensor (B, ...)."""
+"""Stacks: matrices of one group with the same shape, their state in one tensor (B, ...)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from muonlab.optim import scratch
 from muonlab.optim.matrices import MatrixSpec
 from muonlab.optim.rules import Scalar, UpdateRule
+from muonlab.optim.shadow import MANTISSA
 
 HALF = (torch.bfloat16, torch.float16)
+
+# A CPU steps a stack in runs of about so many elements: what a run needs beside the state is then small enough to stay in its
+# caches, and for the allocator to hand out again (fresh pages cost as much as some products do).
+_RUN_ON_CPU = 2**21
+
+
+@dataclass
+class Member:
+    """A parameter in a stack: the logical matrices of it that have the stack's shape, or itself for an elementwise rule."""
+
+    param: Tensor
+    place: int  # within its group
+    spec: MatrixSpec | None  # None: elementwise
+    which: list[int]  # of the parameter's matrices
+    suffix: str  # of its keys in optimizer.state[p], where its matrices have several shapes
+
+    def matrices(self, tensor: Tensor) -> list[Tensor]:
+        """The matrices of the parameter, or of a tensor shaped like it (its gradient): views."""
+        if self.spec is None:
+            return [tensor]
+        found = self.spec.matrices(tensor)
+        return found if len(found) == len(self.which) else [found[i] for i in self.which]
 
 
 @dataclass
 class Stack:
-    """B parameters that share one step. `optimizer.state[p]` holds views of row i of each tensor in `state`."""
+    """What shares one step. `optimizer.state[p]` holds views of p's rows of each tensor in `state`."""
 
     group: int  # index into param_groups
-    places: list[int]  # index of each parameter within its group
-    params: list[Tensor]
-    specs: list[MatrixSpec] | None  # None for an elementwise rule: the parameter is used as it is
+    members: list[Member]
+    starts: list[int]  # first row of each member
+    norm_dim: int | None  # what a norm constraint runs along
     state: dict[str, Tensor]  # name -> (B, ...)
-    views: list[dict[str, Tensor]] = field(default_factory=list)  # what optimizer.state[p] holds
+    views: list[dict[str, Tensor]] = field(default_factory=list)  # of each member
 
-    def matrix(self, i: int) -> Tensor:
-        """The logical matrix (m, n) of parameter i, or the parameter itself: a view."""
-        p = self.params[i]
-        return p if self.specs is None else self.specs[i].view(p)
+    def runs(self) -> Iterator[list[int]]:
+        """Consecutive members that have a gradient: all of them, or on a CPU so many at a time."""
+        run: list[int] = []
+        size = 0
+        for i, member in enumerate(self.members):
+            absent, numel = member.param.grad is None, member.param.numel()
+            if run and (absent or (size + numel > _RUN_ON_CPU and member.param.device.type == "cpu")):
+                yield run
+                run, size = [], 0
+            if not absent:
+                run.append(i)
+                size += numel
+        if run:
+            yield run
 
-    def gradients(self, rows: list[int]) -> Tensor:
-        """The gradients of these rows, (B, m, n), in the state's dtype. One row of the right dtype is not copied."""
+    def rows(self, run: list[int]) -> slice:
+        last = run[-1]
+        return slice(self.starts[run[0]], self.starts[last] + len(self.members[last].which))
+
+    def gradients(self, run: list[int]) -> Tensor:
+        """The gradients of these members, (B, m, n), in the state's dtype. One row of the right dtype is not copied."""
         grads: list[Tensor] = []
-        for i in rows:
-            grad = self.params[i].grad
+        for i in run:
+            grad = self.members[i].param.grad
             assert grad is not None
-            grads.append(grad if self.specs is None else self.specs[i].view(grad))
-        stacked = grads[0].unsqueeze(0) if len(grads) == 1 else torch.stack(grads)
-        return stacked.to(state_dtype(self.params[0]))
+            grads += self.members[i].matrices(grad)
+        if len(grads) == 1:
+            stacked = grads[0].unsqueeze(0)
+        else:
+            stacked = torch.stack(grads, out=scratch.empty((len(grads), *grads[0].shape), grads[0].dtype, grads[0].device))
+        return stacked.to(state_dtype(self.members[0].param))
 
-    def scalar(self, value: Scalar, multiplier: float | list[float], rows: list[int]) -> Scalar:
+    def scalar(self, value: Scalar, multiplier: float | list[float], run: list[int]) -> Scalar:
         """A group's scalar times its multiplier(s): a number where one serves all rows, else a tensor (B, 1, 1)."""
-        factors = [at(multiplier, self.places[i]) for i in rows]
+        if not isinstance(multiplier, list | tuple) and not isinstance(value, Tensor):
+            return value * multiplier
+        factors = [at(multiplier, self.members[i].place) for i in run for _ in self.members[i].which]
         if len(set(factors)) == 1 and not isinstance(value, Tensor):
             return value * factors[0]
-        p = self.params[0]
+        p = self.members[0].param
         vector = torch.tensor(factors, dtype=state_dtype(p), device=p.device)
-        return (vector * (value.to(vector) if isinstance(value, Tensor) else value)).reshape(-1, *[1] * p.ndim)
+        ndim = 2 if self.members[0].spec is not None else p.ndim
+        return (vector * (value.to(vector) if isinstance(value, Tensor) else value)).reshape(-1, *[1] * ndim)
 
     def current(self, state: dict[Tensor, Any]) -> bool:
         """False once somebody put other tensors into optimizer.state (a device move, a hand-made load)."""
-        return all(
-            len(state.get(p, ())) == len(views) and all(state[p].get(k) is v for k, v in views.items())
-            for p, views in zip(self.params, self.views, strict=True)
-        )
+        for member, views in zip(self.members, self.views, strict=True):
+            held = state.get(member.param)
+            if held is None or any(held.get(k) is not v for k, v in views.items()):
+                return False
+        return True
 
 
 def at(multiplier: float | list[float], j: int) -> float:
@@ -68,35 +113,69 @@ def state_dtype(p: Tensor) -> torch.dtype:
     return torch.float32 if p.dtype in HALF else p.dtype
 
 
+def members_of(p: Tensor, place: int, rule: UpdateRule, spec: MatrixSpec) -> list[tuple[tuple[int, ...], Member]]:
+    """(shape, member) for every shape among p's logical matrices; one, the parameter itself, for an elementwise rule."""
+    if not rule.matrices:
+        return [(tuple(p.shape), Member(p, place, None, [0], ""))]
+    alike: dict[tuple[int, int], list[int]] = {}
+    for i, shape in enumerate(spec.shapes(p)):
+        alike.setdefault(shape, []).append(i)
+    return [
+        (shape, Member(p, place, spec, which, f".{k}" if len(alike) > 1 else "")) for k, (shape, which) in enumerate(alike.items())
+    ]
+
+
+def state_like(member: Member, shape: tuple[int, ...], rule: UpdateRule, exact: bool, device: Any = None) -> dict[str, Tensor]:
+    """What optimizer.state[p] is to hold for a member, as fresh tensors: (m, n), or (k, m, n) where it has several matrices."""
+    fresh = fresh_state(rule, (len(member.which), *shape), member.param, exact, device)
+    return {k + member.suffix: v[0] if len(member.which) == 1 else v for k, v in fresh.items()}
+
+
+def fresh_state(rule: UpdateRule, shape: tuple[int, ...], p: Tensor, exact: bool, device: Any = None) -> dict[str, Tensor]:
+    device = p.device if device is None else device
+    state = rule.init(torch.empty(shape, dtype=state_dtype(p), device=device))
+    if exact and p.dtype == torch.bfloat16:
+        state[MANTISSA] = torch.zeros(shape, dtype=torch.int16, device=device)
+    return state
+
+
 def build_stacks(
     groups: list[dict[str, Any]],
     started: set[Tensor],
     rule_of: Callable[[dict[str, Any]], UpdateRule],
     spec_of: Callable[[Tensor], MatrixSpec],
     state: dict[Tensor, Any],
+    exact: bool,
 ) -> list[Stack]:
     """Stacks of all `started` parameters, in the order of the groups. Takes over what `state` holds for them and puts
     views of the stacked state in its place."""
     stacks = []
+    held = {p: state.pop(p, {}) for p in started}
     for g, group in enumerate(groups):
         rule = rule_of(group)
-        alike: dict[Any, list[int]] = {}
+        alike: dict[Any, list[Member]] = {}
         for j, p in enumerate(group["params"]):
             if p in started:
-                shape = spec_of(p).view(p).shape if rule.matrices else p.shape
-                alike.setdefault((shape, p.dtype, p.device), []).append(j)
-        for (shape, _, device), places in alike.items():
-            params = [group["params"][j] for j in places]
-            like = torch.empty(len(params), *shape, dtype=state_dtype(params[0]), device=device)
-            stacked = rule.init(like)
-            del like
-            stack = Stack(g, places, params, [spec_of(p) for p in params] if rule.matrices else None, stacked)
-            for i, p in enumerate(params):
-                for name, value in state.get(p, {}).items():
-                    if name in stacked:
-                        stacked[name][i].copy_(value)
-                views = {name: tensor[i] for name, tensor in stacked.items()}
+                spec = spec_of(p)
+                dim = spec.norm_dim
+                if not rule.matrices and spec.transposed and dim is not None:
+                    dim = -3 - dim  # the parameter as stored: the two axes change places
+                for shape, member in members_of(p, j, rule, spec):
+                    alike.setdefault((shape, p.dtype, p.device, dim), []).append(member)
+        for (shape, _, _, norm_dim), members in alike.items():
+            counts = [len(m.which) for m in members]
+            stacked = fresh_state(rule, (sum(counts), *shape), members[0].param, exact)
+            starts = [sum(counts[:i]) for i in range(len(counts))]
+            stack = Stack(g, members, starts, norm_dim, stacked)
+            for member, start, count in zip(members, starts, counts, strict=True):
+                views = {}
+                for name, tensor in stacked.items():
+                    rows = tensor[start] if count == 1 else tensor[start : start + count]
+                    key = name + member.suffix
+                    if key in held[member.param]:
+                        rows.copy_(held[member.param][key])
+                    views[key] = rows
                 stack.views.append(views)
-                state[p] = dict(views)
+                state[member.param] = {**state.get(member.param, {}), **views}
             stacks.append(stack)
     return stacks

@@ -16,9 +16,9 @@ from muonlab.data.corpus import DataConfig
 from muonlab.models.gpt import GPTConfig
 from muonlab.names import did_you_mean
 from muonlab.optim import Optimizer, optimizer
-from muonlab.optim.adamw import AdamW
 from muonlab.optim.checks import check_scalars
-from muonlab.optim.factory import AUX_LR
+from muonlab.optim.elementwise import AdamW
+from muonlab.optim.factory import aux_rule
 from muonlab.optim.scaling import scaling_rule
 from muonlab.optim.variants import variant, variants
 from muonlab.train.schedule import ScheduleConfig
@@ -26,6 +26,8 @@ from muonlab.train.settings import read_toml, validated, with_overrides
 
 Rate = Annotated[float, Field(gt=0, le=1e6)]  # learning rates; beyond that float32 overflows in the first step
 Role = Literal["matrix", "embedding", "head", "vector"]
+Constraint = Literal["none", "unit_norm", "geodesic", "geodesic_by_norm", "sphere"]
+Nonfinite = Literal["skip", "raise", "ignore"]
 
 
 def _aux_rates(value: Any) -> Any:
@@ -69,10 +71,14 @@ class OptimizerConfig(BaseModel):
     name: str = Field("muon", description="one of `muonlab optimizers`")
     lr: Rate | None = Field(None, description="peak learning rate of the matrices; default: the optimizer's own")
     weight_decay: float = Field(0.0, description="of the matrices; decoupled; may be negative")
-    aux_lr: AuxRates = Field(None, description="AdamW's peak rate for everything else: one number, or one for each role")
+    aux: Literal["adamw", "lion", "sgd"] = Field("adamw", description="the optimizer for everything else")
+    aux_lr: AuxRates = Field(None, description="the peak rate for everything else: one number, or one for each role")
     aux_weight_decay: float = 0.0
     aux_betas: tuple[float, float] | None = Field(None, description="AdamW's betas for everything else; default (0.9, 0.95)")
     aux_eps: PositiveFloat | None = Field(None, description="AdamW's eps for everything else; default 1e-8")
+    constraint: Constraint = Field("none", description="a norm that weights keep; along the axes that the model declares")
+    project_every: PositiveInt = Field(1, description="steps from one projection to the next, with constraint unit_norm")
+    nonfinite: Nonfinite = Field("skip", description="what a NaN or infinite gradient leads to: the step is left out, or an error")
     roles: dict[str, Role] = Field({}, description="{pattern: role} overrides of what the model declares")
     lr_mul: dict[str, Annotated[float, Field(ge=0, le=1e6)]] = Field(
         {}, description="{pattern: factor} on the learning rate of single parameters"
@@ -107,9 +113,11 @@ class OptimizerConfig(BaseModel):
         """The table with every value that it leaves open: the optimizer's options, its rate, AdamW's settings for the rest."""
         chosen = variant(self.name)
         table = {key: parameter.default for key, parameter in chosen.options().items()} | self.model_dump(mode="json")
-        aux = AdamW() if self.name != "adamw" else AdamW(tuple(table["betas"]), table["eps"])
         lr = chosen.lr if self.lr is None else self.lr
-        opened = {"lr": lr, "aux_lr": lr if self.name == "adamw" else AUX_LR, "aux_betas": aux.betas, "aux_eps": aux.eps}
+        rest, aux_lr = aux_rule(chosen.rule(**(self.model_extra or {})), lr, self.aux, self.aux_betas, self.aux_eps)
+        opened = {"lr": lr, "aux_lr": aux_lr}
+        if isinstance(rest, AdamW):
+            opened |= {"aux_betas": rest.betas, "aux_eps": rest.eps}
         table |= {key: value for key, value in opened.items() if table[key] is None}
         if "scale" in table:
             table["scale"] = scaling_rule(table["scale"])

@@ -20,16 +20,26 @@ from muonlab.optim.rules import UpdateRule
 
 @dataclass(frozen=True)
 class Variant:
-    """A named optimizer: its factory takes keyword options only, all with defaults."""
+    """A named optimizer: its factory takes keyword options only, all with defaults.
+
+    A factory that ends in `**muon` passes what it does not name on to `base`, the factory of Muon: the options of both are its own.
+    """
 
     name: str
     formula: str
     source: str
     lr: float  # a sane first learning rate; docs/optimizers.md says where it comes from
     factory: Callable[..., UpdateRule]
+    base: Callable[..., UpdateRule] | None = None
 
     def options(self) -> dict[str, inspect.Parameter]:
-        return dict(inspect.signature(self.factory).parameters)
+        """Option -> its parameter, in the order of the factory, then what it passes on."""
+        own = dict(inspect.signature(self.factory).parameters)
+        passes_on = [name for name, p in own.items() if p.kind is inspect.Parameter.VAR_KEYWORD]
+        for name in passes_on:
+            del own[name]
+        inherited = dict(inspect.signature(self.base).parameters) if self.base and passes_on else {}
+        return {**own, **{name: p for name, p in inherited.items() if name not in own}}
 
     def rule(self, **options: Any) -> UpdateRule:
         """The rule with these options. Raises ValueError for an option that this variant does not have."""

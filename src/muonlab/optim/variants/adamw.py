@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from muonlab.optim.adamw import AdamW
+from muonlab.optim.elementwise import AdamW
 from muonlab.optim.variants import Variant
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from muonlab.optim import decay as decays
-from muonlab.optim.momentum import EMA
+from muonlab.optim.momentum import Momentum
+from muonlab.optim.polar import Orthogonalizer
 from muonlab.optim.polar import orthogonalizer as find_orthogonalizer
 from muonlab.optim.rules import MatrixRule
 from muonlab.optim.scaling import scaling_rule
@@ -14,14 +15,16 @@ def muon(
     *,
     momentum: float = 0.95,
     nesterov: bool = True,
-    orthogonalizer: str = "polar_express5",
+    momentum_form: str = "ema",
+    momentum_dtype: str = "float32",
+    orthogonalizer: str | Orthogonalizer = "fast",
     scale: str = "aspect",
     decay: str = "param",
 ) -> MatrixRule:
-    """W ← W(1 − η·wd) − η·scale·orth(μM + (1−μ)G)."""
+    """W ← W(1 − η·wd) − η·scale·orth(μM + (1−μ)G). orthogonalizer: a name, or an object that `find_orthogonalizer` made."""
     return MatrixRule(
-        momentum=EMA(momentum, nesterov),
-        orthogonalize=find_orthogonalizer(orthogonalizer),
+        momentum=Momentum(momentum, nesterov, momentum_form, momentum_dtype),
+        orthogonalize=find_orthogonalizer(orthogonalizer) if isinstance(orthogonalizer, str) else orthogonalizer,
         scale=scaling_rule(scale),
         decay=decays.decay(decay),
     )

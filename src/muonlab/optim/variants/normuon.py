@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from muonlab.optim.refine import VarianceReduction
 from muonlab.optim.rules import MatrixRule
 from muonlab.optim.variants import Variant
-from muonlab.optim.variants.muon import muon
+from muonlab.optim.variants.muon import muon as make_muon
 
 
-def normuon(
-    *,
-    momentum: float = 0.95,
-    nesterov: bool = True,
-    orthogonalizer: str = "polar_express5",
-    beta2: float = 0.95,
-    axis: str = "long",
-    scale: str = "aspect",
-    decay: str = "cautious",
-) -> MatrixRule:
+def normuon(*, beta2: float = 0.95, axis: str = "long", decay: str = "cautious", **muon: Any) -> MatrixRule:
     """Muon's update with its rows (or columns) brought to equal size by a running second moment."""
-    base = muon(momentum=momentum, nesterov=nesterov, orthogonalizer=orthogonalizer, scale=scale, decay=decay)
-    return replace(base, refine=(VarianceReduction(beta2, axis),))
+    return replace(make_muon(decay=decay, **muon), refine=(VarianceReduction(beta2, axis),))
 
 
 VARIANT = Variant(
@@ -31,4 +22,5 @@ VARIANT = Variant(
     source="arXiv 2510.05491; defaults as in modded-nanogpt (axis 'long', cautious decay; the paper: 'output', 'param')",
     lr=0.02,
     factory=normuon,
+    base=make_muon,
 )

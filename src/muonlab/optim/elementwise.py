@@ -1,0 +1,133 @@
+"""AdamW, Lion and SGD as rules, for everything that is not a hidden matrix: embeddings, heads, gains, biases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from muonlab.optim.apply import SUBTRACT, Apply
+from muonlab.optim.rules import Step
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """W ← W(1 − η·wd) − η·m̂/(√v̂ + eps) (arXiv 1711.05101), elementwise, in torch.optim.AdamW's order of operations.
+
+    State per parameter: exp_avg, exp_avg_sq and step, named as torch names them. The step count is per parameter, so
+    one that had no gradient for a while gets its own bias correction.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    apply: Apply = SUBTRACT
+
+    matrices: ClassVar[bool] = False
+
+    def scalars(self) -> dict[str, Any]:
+        return {"betas": self.betas, "eps": self.eps, **self.apply.scalars()}
+
+    def init(self, like: Tensor) -> dict[str, Tensor]:
+        return {
+            "exp_avg": torch.zeros_like(like),
+            "exp_avg_sq": torch.zeros_like(like),
+            "step": torch.zeros(len(like), dtype=torch.float32, device=like.device),
+            **self.apply.init(like),
+        }
+
+    def __call__(self, step: Step) -> None:
+        g, (beta1, beta2), eps = step.grads, step.scalars["betas"], step.scalars["eps"]
+        self.apply.prepare(step)
+        step.shrink(step.lr * step.weight_decay)
+        m = step.state["exp_avg"].lerp_(g, 1 - beta1)
+        v = step.state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        # float64: the powers decide the first steps, and torch computes them in Python's floats
+        t = step.state["step"].add_(1).double().reshape(-1, *[1] * (g.ndim - 1))
+        step_size = (1 / (1 - beta1**t)).to(g.dtype)
+        bias2_sqrt = (1 - beta2**t).sqrt().to(g.dtype)
+        denominator = (v.sqrt() / bias2_sqrt).add_(eps)
+        self.apply((m * step_size).div_(denominator), step, step.lr)
+
+    def lr_factor(self, shape: tuple[int, ...]) -> float:
+        return 1.0
+
+    def describe(self) -> str:
+        return _described("adamw", self.apply)
+
+
+@dataclass(frozen=True)
+class Lion:
+    """W ← W(1 − η·wd) − η·sign(β₁M + (1−β₁)G), then M ← β₂M + (1−β₂)G (arXiv 2302.06675). State: exp_avg."""
+
+    betas: tuple[float, float] = (0.9, 0.99)
+    apply: Apply = SUBTRACT
+
+    matrices: ClassVar[bool] = False
+
+    def scalars(self) -> dict[str, Any]:
+        return {"betas": self.betas, **self.apply.scalars()}
+
+    def init(self, like: Tensor) -> dict[str, Tensor]:
+        return {"exp_avg": torch.zeros_like(like), **self.apply.init(like)}
+
+    def __call__(self, step: Step) -> None:
+        g, m, (beta1, beta2) = step.grads, step.state["exp_avg"], step.scalars["betas"]
+        self.apply.prepare(step)
+        step.shrink(step.lr * step.weight_decay)
+        update = m.lerp(g, 1 - beta1).sign_()
+        m.lerp_(g, 1 - beta2)
+        self.apply(update, step, step.lr)
+
+    def lr_factor(self, shape: tuple[int, ...]) -> float:
+        return 1.0
+
+    def describe(self) -> str:
+        return _described("lion", self.apply)
+
+
+@dataclass(frozen=True)
+class SGD:
+    """torch.optim.SGD: D = G + wd·W (coupled), M ← μM + D (the first: M = D), W ← W − ηM, or with Nesterov W ← W − η(D + μM).
+
+    State: momentum_buffer, where there is momentum.
+    """
+
+    momentum: float = 0.0
+    nesterov: bool = False
+    apply: Apply = SUBTRACT
+
+    matrices: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.nesterov and not self.momentum:
+            raise ValueError("sgd: nesterov needs a momentum above 0")
+
+    def scalars(self) -> dict[str, Any]:
+        return {"momentum": self.momentum, **self.apply.scalars()}
+
+    def init(self, like: Tensor) -> dict[str, Tensor]:
+        # Beginning at zero gives M = D in the first step, as torch has it: its dampening is 0.
+        return ({"momentum_buffer": torch.zeros_like(like)} if self.momentum else {}) | self.apply.init(like)
+
+    def __call__(self, step: Step) -> None:
+        self.apply.prepare(step)
+        d, mu = step.grads, step.scalars["momentum"]
+        if isinstance(step.weight_decay, Tensor) or step.weight_decay:
+            w = step.matrices()
+            d = d + w * step.weight_decay if isinstance(step.weight_decay, Tensor) else d.add(w, alpha=step.weight_decay)
+        if "momentum_buffer" in step.state:
+            m = step.state["momentum_buffer"].mul_(mu).add_(d)
+            d = d.add(m, alpha=mu) if self.nesterov else m
+        self.apply(d, step, step.lr)
+
+    def lr_factor(self, shape: tuple[int, ...]) -> float:
+        return 1.0
+
+    def describe(self) -> str:
+        return _described("sgd", self.apply)
+
+
+def _described(name: str, apply: Apply) -> str:
+    return name if apply == SUBTRACT else f"{name} -> {apply}"

@@ -1,0 +1,20 @@
+"""Lion on every parameter: the sign of a momentum."""
+
+from __future__ import annotations
+
+from muonlab.optim.elementwise import Lion
+from muonlab.optim.variants import Variant
+
+
+def lion(*, betas: tuple[float, float] = (0.9, 0.99)) -> Lion:
+    """W ← W(1 − η·wd) − η·sign(β₁M + (1−β₁)G), elementwise."""
+    return Lion((float(betas[0]), float(betas[1])))
+
+
+VARIANT = Variant(
+    name="lion",
+    formula="W ← W(1 − η·wd) − η·sign(β₁M + (1−β₁)G); M ← β₂M + (1−β₂)G",
+    source="arXiv 2302.06675",
+    lr=1e-4,
+    factory=lion,
+)
