@@ -1,8 +1,9 @@
 """How long one optimizer step takes, against torch.optim.Muon and peers: interleaved rounds (A B C A B C …), medians.
 
-python benchmarks/step.py [--sets gpt2-small tiny many-small] [--rounds 15] [--only NAME ...] [--out FILE]
+python benchmarks/step.py [--variants] [--sets gpt2-small tiny many-small] [--rounds 15] [--only NAME ...] [--out FILE]
 
-Peers that are not installed are left out, and the output says so: pip install pytorch_optimizer heavyball
+With --variants: every optimizer of this package, against "muon", in place of the peers. Peers that are not installed are left
+out, and the output says so: pip install pytorch_optimizer heavyball
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 import muonlab
 from muonlab.optim import Optimizer
 from muonlab.optim.polar import orthogonalizer
-from muonlab.optim.variants import variant
+from muonlab.optim.variants import variant, variants
 
 PATTERN = [(3, 1), (1, 1), (4, 1), (1, 4)]  # fused QKV, projection, MLP up, MLP down: in widths
 SETS = {
@@ -59,13 +60,19 @@ def candidates() -> dict[str, Make]:
     return found
 
 
+def own_variants() -> dict[str, Make]:
+    """Every optimizer here, with its defaults; "muon" first."""
+    names = ["muon", *(name for name in variants() if name != "muon")]
+    return {name: lambda p, name=name: Optimizer(p, variant(name).rule(), lr=1e-3, weight_decay=0.1) for name in names}
+
+
 def measure(shapes: list[tuple[int, int]], makers: dict[str, Make], rounds: int, device: str) -> dict[str, list[float]]:
     """name -> seconds of each round. All of them step the same gradients; each has weights of its own."""
     generator = torch.Generator().manual_seed(0)
     grads = [torch.randn(m, n, generator=generator).to(device) for m, n in shapes]
     steppers = {}
     for name, make in makers.items():
-        params = [nn.Parameter(torch.zeros_like(g)) for g in grads]
+        params = [nn.Parameter(g / g.shape[1]) for g in grads]
         for p, g in zip(params, grads, strict=True):
             p.grad = g
         steppers[name] = make(params)
@@ -120,12 +127,15 @@ def counted_flops(name: str, shapes: list[tuple[int, int]]) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--variants", action="store_true", help="compare the optimizers of this package")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="+", help="names of optimizers, besides torch.optim.Muon")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    makers = {k: v for k, v in candidates().items() if not arguments.only or k in (*arguments.only, "torch.optim.Muon")}
+    found = own_variants() if arguments.variants else candidates()
+    first = next(iter(found))
+    makers = {k: v for k, v in found.items() if not arguments.only or k in (first, *arguments.only)}
     flops_per_second = peak(arguments.device)
     chip = torch.cuda.get_device_name() if arguments.device == "cuda" else _cpu_name()
     print(f"torch {torch.__version__}, {chip}, {torch.get_num_threads()} threads, matmul peak {flops_per_second / 1e9:.0f} GFLOP/s")
@@ -135,8 +145,8 @@ def main() -> None:
     }  # fmt: skip
     for name in arguments.sets:
         seconds = measure(SETS[name], makers, arguments.rounds, arguments.device)
-        base = statistics.median(seconds["torch.optim.Muon"])
-        print(f"\n{name}: bars {BARS[name][0]} (fast), {BARS[name][1]} (muonlab.Muon)")
+        base = statistics.median(seconds[first])
+        print(f"\n{name}" + ("" if arguments.variants else f": bars {BARS[name][0]} (fast), {BARS[name][1]} (muonlab.Muon)"))
         rows = {}
         for who, times in seconds.items():
             median, flops = statistics.median(times), counted_flops(who, SETS[name])

@@ -35,8 +35,7 @@ def compiled_by_block(model):
     return model
 
 
-_INNER = pytest.mark.xfail(strict=True, raises=ValueError, reason="wrappers inside of a model are not looked through")
-WAYS = [compiled, compiled_in_place, pytest.param(compiled_by_block, marks=_INNER)]
+WAYS = [compiled, compiled_in_place, compiled_by_block]
 
 
 def matrices(model):
@@ -69,7 +68,6 @@ def test_a_checkpoint_passes_between_the_compiled_and_the_plain_model(way, back)
         torch.testing.assert_close(p, q)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="torch.optim.Muon loads by position, ours refuses `_orig_mod.` in a name")
 def test_the_drop_in_loads_what_a_compiled_model_saved_as_torchs_muon_does():
     wrapped, plain = compiled(Tiny()), Tiny(seed=5)
     for muon in (torch.optim.Muon, muonlab.Muon):

@@ -62,7 +62,7 @@ def test_overrides_win_and_a_pattern_that_matches_nothing_raises():
         muonlab.optimizer(Tiny(), "muon", lr_mul={"blocks.*": 2.0})
     with pytest.raises(ValueError, match="unknown role 'vectr'"):
         assign(Tiny(), {"up.weight": "vectr"})
-    with pytest.raises(ValueError, match=r"needs a 2-D parameter, got shape \(16,\)"):
+    with pytest.raises(ValueError, match=r"expected a parameter .*got shape \(16,\)"):
         assign(Tiny(), {"up.bias": "matrix"})
 
 
@@ -90,7 +90,7 @@ def test_the_plan_says_what_happens_to_each_parameter():
     assert rows["wte.weight"].lr == 0.7
     assert rows["norm.bias"].rule == "adamw"
     text = str(optimizer.plan)
-    for expected in ("nesterov -> polar_express5 -> variance_reduction(long) -> aspect -> cautious_decay", "lm_head.weight", "why"):
+    for expected in ("nesterov -> fast -> variance_reduction(long) -> aspect -> cautious_decay", "lm_head.weight", "why"):
         assert expected in text
 
 
@@ -102,7 +102,7 @@ def test_the_plan_follows_the_groups():
 
 
 def test_names_of_optimizers():
-    assert muonlab.optimizers() == ["adamw", "muon", "normuon"]
+    assert {"adamw", "muon", "normuon"} < set(muonlab.optimizers())
     assert muonlab.optimizers("norm*") == ["normuon"]
     with pytest.raises(ValueError, match="did you mean 'normuon'"):
         muonlab.optimizer(Tiny(), "normuo")

@@ -7,6 +7,7 @@ from muonlab.optim.optimizer import Optimizer
 from muonlab.optim.polar import orthogonalize, orthogonalizer, orthogonalizers
 from muonlab.optim.qk_clip import QKClip
 from muonlab.optim.rules import MatrixRule, Step, Transform, UpdateRule
+from muonlab.optim.schedule import ScalarSchedule
 from muonlab.optim.variants import optimizers
 from muonlab.optim.wrappers import EMANesterov, TailEMA
 
@@ -17,6 +18,7 @@ __all__ = [
     "Muon",
     "Optimizer",
     "QKClip",
+    "ScalarSchedule",
     "Step",
     "TailEMA",
     "Transform",

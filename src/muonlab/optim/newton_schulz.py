@@ -62,32 +62,32 @@ class NewtonSchulz:
             return x.clone()
         *batch, m, n = x.shape
         dtype = self.dtype or (fast_matmul_dtype(x) if min(m, n) >= _BF16_FROM else torch.promote_types(x.dtype, torch.float32))
-        y = scratch.empty((x.numel() // (m * n), m, n), dtype, x.device)  # (B, m, n)
-        y.copy_(x.reshape(y.shape))
-        y = self._iterate(y.mT).mT if m > n else self._iterate(y)
-        if y.dtype == x.dtype:
-            return y.reshape(*batch, m, n)
+        stored = scratch.empty((x.numel() // (m * n), m, n), dtype, x.device)  # (B, m, n)
+        stored.copy_(x.reshape(stored.shape))
+        scratch.release(x)  # a step has no other use for it
+        found = self._iterate(stored.mT if m > n else stored)
+        scratch.release(stored)
+        result = found.mT if m > n else found
+        if dtype == x.dtype:
+            return result.reshape(*batch, m, n)
         out = scratch.empty(x.shape, x.dtype, x.device)
-        out.copy_(y.reshape(x.shape))
-        scratch.release(y.mT if m > n else y)
+        out.copy_(result.reshape(x.shape))
+        scratch.release(found)
         return out
 
     def _iterate(self, y: Tensor) -> Tensor:
-        """y (B, m, n), m <= n, in the dtype of the products -> the result."""
-        scale = None
-        for polynomials in segments(self.polynomials, *y.shape[-2:], longest=self.longest):
+        """y (B, m, n), m <= n, in the dtype of the products -> the result, in other memory."""
+        given = y
+        for i, polynomials in enumerate(segments(self.polynomials, *y.shape[-2:], longest=self.longest)):
             r = symmetric_product(y, y.mT)  # R = XXᵀ
-            if scale is None:
-                scale = first = self._normalize(r)
-            else:
-                first = None
+            scale = self._normalize(r) if i == 0 else None
             q = self._compose(polynomials, r)
-            if first is not None:
-                q.mul_(first)
-            x, y = y, scratch.empty(y.shape, y.dtype, y.device)
-            torch.bmm(q, x, out=y)
-            for used in (q, x):
-                scratch.release(used)
+            if scale is not None:
+                q.mul_(scale)
+            x, y = y, torch.bmm(q, y, out=scratch.empty(y.shape, y.dtype, y.device))
+            scratch.release(q)
+            if x is not given:
+                scratch.release(x)
         return y
 
     def _compose(self, polynomials: tuple[Polynomial, ...], r: Tensor) -> Tensor:

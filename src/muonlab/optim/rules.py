@@ -124,6 +124,7 @@ class MatrixRule:
         u = self.momentum(step.grads, step)
         for piece in self.precondition:
             u = _then(u, piece(u, step))
+        scratch.release(step.grads)  # no later piece reads them
         u = _then(u, self.orthogonalize(u))
         for piece in self.refine:
             u = _then(u, piece(u, step))

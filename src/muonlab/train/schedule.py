@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from muonlab.optim.schedule import check_points, interpolate
 
 
 class ScheduleConfig(BaseModel):
@@ -16,7 +18,25 @@ class ScheduleConfig(BaseModel):
     warmup_steps: int = Field(0, ge=0, description="linear from 1/warmup_steps to 1 over the first steps")
     cooldown: float = Field(0.7, ge=0, le=1, description="last fraction of the steps over which the rate falls; 0: constant")
     shape: Literal["linear", "cosine"] = Field("linear", description="of the cooldown")
+    scalars: dict[str, list[tuple[float, float]]] = Field(
+        {},
+        description="{key: [[fraction of the steps, value], ...]}: other scalars of the optimizer, linear between the points, "
+        "such as momentum or smoothing",
+    )
     floor: float = Field(0.0, ge=0, le=1, description="where the cooldown ends, as a fraction of the peak")
+
+    @field_validator("scalars")
+    @classmethod
+    def _ascending(cls, scalars: dict[str, list[tuple[float, float]]]) -> dict[str, list[tuple[float, float]]]:
+        for key, points in scalars.items():
+            check_points(points, key)
+            if key in ("lr", "weight_decay", "lr_mul", "wd_mul", "rule"):
+                raise ValueError(f"{key}: expected one of the optimizer's own scalars, such as momentum")
+        return scalars
+
+    def scalars_at(self, step: int, steps: int) -> dict[str, float]:
+        """The scheduled scalars in optimizer step `step` = 0 … steps − 1."""
+        return {key: interpolate(points, step / steps) for key, points in self.scalars.items()}
 
     def factor(self, step: int, steps: int) -> float:
         """What the peak learning rates are multiplied by in optimizer step `step` = 0 … steps − 1."""

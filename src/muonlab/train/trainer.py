@@ -16,6 +16,7 @@ from muonlab.data import corpus
 from muonlab.data.corpus import Corpus
 from muonlab.data.loader import Batch, Loader, validation_batches
 from muonlab.errors import InputError
+from muonlab.names import did_you_mean
 from muonlab.optim.precision import bf16_is_fast, pin
 from muonlab.streams import stream_seed
 from muonlab.train.checkpoint import Checkpoint
@@ -84,6 +85,10 @@ class Trainer:
             self.optimizer = recipe.optimizer.build(self.model)
         except ValueError as error:
             raise InputError(f"optimizer: {error}") from None
+        keys = sorted({key for group in self.optimizer.param_groups for key in group})
+        for key in recipe.schedule.scalars:
+            if key not in keys:
+                raise InputError(f"schedule.scalars.{key}: {recipe.optimizer.name} has no such scalar; {did_you_mean(key, keys)}")
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         self.forward = torch.compile(self.model) if recipe.train.compile else self.model
@@ -98,8 +103,10 @@ class Trainer:
         """One optimizer step. Returns the mean training loss of its batch, before the step (a scalar on the device)."""
         settings = self.recipe.train
         factor = self.recipe.schedule.factor(self.step, settings.steps)
+        scalars = self.recipe.schedule.scalars_at(self.step, settings.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
+            group.update({key: value for key, value in scalars.items() if key in group})
         inputs, targets = self._on_device(self.loader.next())
         total = torch.zeros((), device=self.machine.device)
         for x, y in zip(inputs.chunk(settings.accumulate), targets.chunk(settings.accumulate), strict=True):
