@@ -117,14 +117,15 @@ class Geodesic(Subtract):
 
 @dataclass(frozen=True)
 class Sphere(Subtract):
-    """W ← W − η·U, then back to the Frobenius norm that W began with. State: that radius. A zero matrix is free."""
+    """W ← W − η·U, then back to the Frobenius norm that W began with. State: that radius. What begins at zero is free."""
 
     def init(self, like: Tensor) -> dict[str, Tensor]:
-        return {"radius": like.new_zeros(len(like))}  # 0: not yet measured
+        return {"radius": like.new_zeros(len(like))}  # 0: not yet measured; -1: the matrix began at zero
 
     def prepare(self, step: Step) -> None:
         held = step.state["radius"]
-        held.copy_(torch.where(held > 0, held, _frobenius(step.matrices()).flatten()))
+        norm = _frobenius(step.matrices()).flatten()
+        held.copy_(torch.where(held != 0, held, torch.where(norm > 0, norm, -1.0)))
 
     def __call__(self, u: Tensor, step: Step, factor: Scalar) -> None:
         radius = step.state["radius"].reshape(-1, *[1] * (u.ndim - 1))
@@ -144,8 +145,8 @@ class Sphere(Subtract):
 class Hyperball(Sphere):
     """MuonH: a step of relative length η, ‖ΔW‖_F = η·‖W‖_F, and back to the initial radius.
 
-    W ← R·(W − ηR·U/‖U‖)/‖·‖ (modded-nanogpt, optimization benchmark, 2026-04-30). A zero matrix could never move: until it has
-    a radius it takes Muon's own step.
+    W ← R·(W − ηR·U/‖U‖)/‖·‖ (modded-nanogpt, optimization benchmark, 2026-04-30). A matrix that begins at zero could
+    never move: it takes the step that it would without the constraint.
     """
 
     eps: float = field(default=1e-10)

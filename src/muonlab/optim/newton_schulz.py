@@ -127,7 +127,7 @@ class NewtonSchulz:
 
     def flops(self, m: int, n: int) -> int:
         """Floating-point operations for one (m, n) matrix, a multiplication and an addition counted apart."""
-        return sum(_segment_flops(s, m, n) for s in segments(self.polynomials, m, n, longest=self.longest))
+        return _form_flops(segments(self.polynomials, m, n, longest=self.longest), m, n)
 
     def __str__(self) -> str:
         return self.name
@@ -172,7 +172,11 @@ def segments(polynomials: tuple[Polynomial, ...], m: int, n: int, *, longest: in
     m, n = min(m, n), max(m, n)
     standard = tuple((p,) for p in polynomials)
     gram = tuple(polynomials[i : i + longest] for i in range(0, len(polynomials), longest))
-    return min(standard, gram, key=lambda form: sum(_segment_flops(s, m, n) for s in form))
+    return gram if _form_flops(gram, m, n) < _form_flops(standard, m, n) else standard
+
+
+def _form_flops(form: tuple[tuple[Polynomial, ...], ...], m: int, n: int) -> int:
+    return sum([_segment_flops(segment, m, n) for segment in form])
 
 
 def _segment_flops(segment: tuple[Polynomial, ...], m: int, n: int) -> int:

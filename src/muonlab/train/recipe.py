@@ -178,6 +178,19 @@ class Recipe(BaseModel):
     train: TrainConfig = Field(default_factory=TrainConfig)  # pyright: ignore[reportArgumentType]
 
     @model_validator(mode="after")
+    def _scalars_known(self) -> Recipe:
+        scalars = variant(self.optimizer.name).rule(**(self.optimizer.model_extra or {})).scalars()
+        known = [key for key, value in scalars.items() if isinstance(value, float)]
+        problems = [
+            f"schedule.scalars.{key}: {self.optimizer.name} has no such scalar; {did_you_mean(key, known)}"
+            for key in self.schedule.scalars
+            if key not in known
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @model_validator(mode="after")
     def _vocabulary_known(self) -> Recipe:
         if self.data.source == "bin" and self.model.vocab_size is None:
             raise ValueError("model.vocab_size: missing; token shards do not say how large their vocabulary is (GPT-2's: 50304)")

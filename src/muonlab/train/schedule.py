@@ -30,8 +30,6 @@ class ScheduleConfig(BaseModel):
     def _ascending(cls, scalars: dict[str, list[tuple[float, float]]]) -> dict[str, list[tuple[float, float]]]:
         for key, points in scalars.items():
             check_points(points, key)
-            if key in ("lr", "weight_decay", "lr_mul", "wd_mul", "rule"):
-                raise ValueError(f"{key}: expected one of the optimizer's own scalars, such as momentum")
         return scalars
 
     def scalars_at(self, step: int, steps: int) -> dict[str, float]:

@@ -16,7 +16,6 @@ from muonlab.data import corpus
 from muonlab.data.corpus import Corpus
 from muonlab.data.loader import Batch, Loader, validation_batches
 from muonlab.errors import InputError
-from muonlab.names import did_you_mean
 from muonlab.optim.precision import bf16_is_fast, pin
 from muonlab.streams import stream_seed
 from muonlab.train.checkpoint import Checkpoint
@@ -85,10 +84,6 @@ class Trainer:
             self.optimizer = recipe.optimizer.build(self.model)
         except ValueError as error:
             raise InputError(f"optimizer: {error}") from None
-        keys = sorted({key for group in self.optimizer.param_groups for key in group})
-        for key in recipe.schedule.scalars:
-            if key not in keys:
-                raise InputError(f"schedule.scalars.{key}: {recipe.optimizer.name} has no such scalar; {did_you_mean(key, keys)}")
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         self.forward = torch.compile(self.model) if recipe.train.compile else self.model
