@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -166,7 +165,6 @@ def symmetric_product(a: Tensor, b: Tensor, *, add: Tensor | None = None, beta: 
     return out
 
 
-@lru_cache
 def segments(polynomials: tuple[Polynomial, ...], m: int, n: int, *, longest: int) -> tuple[tuple[Polynomial, ...], ...]:
     """The polynomials in runs between restarts, for a matrix (m, n): the cheaper of the standard and the Gram form."""
     m, n = min(m, n), max(m, n)
