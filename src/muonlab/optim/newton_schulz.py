@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from muonlab.names import choose
-from muonlab.optim import scratch
+from muonlab.optim import kernels, scratch
 from muonlab.optim.coefficients import Polynomial
 from muonlab.optim.precision import fast_matmul_dtype
 
@@ -148,6 +148,8 @@ def symmetric_product(a: Tensor, b: Tensor, *, add: Tensor | None = None, beta: 
     """alpha·ab + beta·add for a (B, m, k) and b (B, k, m) whose product is symmetric, as is `add` (B, m, m)."""
     m = a.shape[-2]
     out = scratch.empty((len(a), m, m), a.dtype, a.device)
+    if kernels.chosen(a):
+        return kernels.symmetric_product(a, b, add=add, beta=beta, alpha=alpha, out=out)
     if a.device.type != "cpu" or m < _BLOCKS_FROM or torch.compiler.is_compiling():
         if add is None:
             return torch.bmm(a, b, out=out)
