@@ -30,9 +30,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
 	@touch $(INSTALLED)
 
-# The frameworks that tests/clients trains with: half of all that is installed, and the demo needs none of them.
+# What only tests need: the frameworks of tests/clients, and Triton, whose interpreter runs the kernels. Half of the install.
 $(CLIENTS): $(INSTALLED)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,clients]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,clients,kernels]'
 	@touch $(CLIENTS)
 
 clean:

@@ -114,6 +114,11 @@ def test_dtype_is_kept_and_input_left_alone(dtype):
     assert torch.equal(g, before)
 
 
+def test_a_parameter_is_taken_as_it_is():
+    p = torch.nn.Parameter(gaussian(8, 12))
+    assert torch.equal(orthogonalize(p), orthogonalize(p.detach()))
+
+
 def test_bad_input_is_refused_in_words():
     with pytest.raises(ValueError, match="did you mean 'keller5'"):
         orthogonalize(torch.ones(2, 2), "keler5")

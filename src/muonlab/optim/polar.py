@@ -140,11 +140,11 @@ def orthogonalize(
     """The polar factor of g, approximately: U Vᵀ where g = U S Vᵀ.
 
     g: (..., m, n), any floating dtype; leading dimensions are a batch of independent matrices. Returns a new tensor of
-    g's shape and dtype. method, steps, dtype: see `orthogonalizer`. Raises ValueError for
+    g's shape and dtype, outside of autograd. method, steps, dtype: see `orthogonalizer`. Raises ValueError for
     fewer than two dimensions or an unknown method, TypeError for integer and complex input.
     """
     if g.ndim < 2:
         raise ValueError(f"orthogonalize: expected a matrix or a batch of them (..., m, n), got shape {tuple(g.shape)}")
     if not g.is_floating_point():
         raise TypeError(f"orthogonalize: expected a real floating dtype, got {g.dtype}")
-    return _cached(method, steps=steps, dtype=dtype)(g)
+    return _cached(method, steps=steps, dtype=dtype)(g.detach())
