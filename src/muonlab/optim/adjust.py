@@ -85,10 +85,11 @@ class FirstOrderRadius(Subtract):
         w = step.matrices()
         norm = _norm(w).clamp(min=1e-8)
         target = (norm - factor * _inner(u, w) / norm).clamp(min=1e-8)
+        real = _norm(w) > 0  # before the step: a single matrix is not copied, w moves with it
         step.subtract(u, factor)
         moved = step.matrices()
         # from zero there is no first order: such a matrix takes its step as it is
-        back = torch.where(_norm(w) > 0, target / _norm(moved).clamp(min=1e-8), 1.0)
+        back = torch.where(real, target / _norm(moved).clamp(min=1e-8), 1.0)
         step.write(moved * back)
 
     def __str__(self) -> str:
