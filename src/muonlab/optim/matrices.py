@@ -34,6 +34,8 @@ class MatrixSpec:
         choose("axis to split", self.axis, AXES)
         if self.norm_axis is not None:
             choose("norm_axis", self.norm_axis, AXES)
+        if not isinstance(self.batch_dims, int) or self.batch_dims < 0:
+            raise ValueError(f"expected batch_dims to be a number of leading dimensions, got {self.batch_dims!r}")
         if isinstance(self.split, list):
             object.__setattr__(self, "split", tuple(self.split))
         sizes = self.split if isinstance(self.split, tuple) else (self.split,)
