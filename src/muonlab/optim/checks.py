@@ -66,7 +66,10 @@ def check_gradients(groups: list[dict[str, Any]], nonfinite: str) -> bool:
     by_kind: dict[Any, list[Tensor]] = {}
     for _, _, grad in found:
         by_kind.setdefault((grad.device, grad.dtype), []).append(grad)
-    sums = [torch.stack(torch._foreach_norm(grads)).sum() for grads in by_kind.values()]  # pyright: ignore[reportPrivateImportUsage]
+    sums = []
+    for (_, dtype), grads in by_kind.items():
+        wide = torch.promote_types(dtype, torch.float32)  # float16 ends at 65504, which many a norm exceeds
+        sums.append(torch.stack(torch._foreach_norm(grads, dtype=wide)).sum())  # pyright: ignore[reportPrivateImportUsage]
     if all(torch.isfinite(total) for total in sums):
         return True
     if nonfinite == "raise":
