@@ -35,7 +35,8 @@ class Contra:
     """An orthogonalizer that lifts small singular values: O − c·U/σ_max(U), brought back to the norm of O.
 
     Contra-Muon (modded-nanogpt, optimization benchmark, PR 275): σ ↦ 1 − c·σ/σ_max on the singular values of the momentum U,
-    with c = 0.2. σ_max by `rounds` of the power iteration, begun with ones.
+    with c = 0.2. σ_max by `rounds` of the power iteration, begun with ones; at least the root mean square of the singular values,
+    since rows that sum to zero (as behind a LayerNorm) hide from ones.
     """
 
     orthogonalize: Orthogonalizer
@@ -57,7 +58,7 @@ class Contra:
             u = u / _norm(u).clamp(min=1e-10)
             v = x.mT @ u
             v = v / _norm(v).clamp(min=1e-10)
-        return _norm(x @ v).clamp(min=1e-10)
+        return torch.maximum(_norm(x @ v), _norm(x) / min(x.shape[-2:]) ** 0.5).clamp(min=1e-10)
 
     def flops(self, m: int, n: int) -> int:
         return self.orthogonalize.flops(m, n) + (4 * self.rounds + 2) * m * n
