@@ -10,6 +10,7 @@ from torch import Tensor
 
 from muonlab.names import choose
 from muonlab.optim.apply import Subtract
+from muonlab.optim.checks import check_range
 
 if TYPE_CHECKING:
     from muonlab.optim.rules import Scalar, Step
@@ -34,6 +35,10 @@ class RadialBrake:
 
     outward: float = 0.5
     inward: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("outward", self.outward, 0.0, float("inf"))
+        check_range("inward", self.inward, 0.0, float("inf"))
 
     def scalars(self) -> dict[str, Any]:
         return {}

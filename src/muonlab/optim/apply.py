@@ -61,8 +61,8 @@ class UnitNorm(Subtract):
     every: int = 1
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"expected project_every >= 1, got {self.every}")
+        if not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f"expected project_every >= 1, a whole number, got {self.every!r}")
 
     def init(self, like: Tensor) -> dict[str, Tensor]:
         return {} if self.every == 1 else {"applied": like.new_zeros(len(like))}

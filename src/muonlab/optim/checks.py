@@ -27,6 +27,12 @@ def check_range(name: str, value: float, low: float, high: float, *, open_low: b
         raise ValueError(f"expected {name} {'>' if open_low else '>='} {low:g}{upper}, got {value}")
 
 
+def check_whole(name: str, value: Any, low: int) -> None:
+    """Raises ValueError unless value is a whole number, low or more."""
+    if not isinstance(value, int) or value < low:
+        raise ValueError(f"expected {name} to be a whole number >= {low}, got {value!r}")
+
+
 def pair(name: str, values: Any) -> tuple[float, float]:
     """Two numbers as floats. Raises ValueError for anything else."""
     try:

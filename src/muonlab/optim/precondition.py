@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from muonlab.optim.checks import check_range, check_whole
+
 if TYPE_CHECKING:
     from muonlab.optim.polar import Orthogonalizer
     from muonlab.optim.rules import Step
@@ -42,6 +44,10 @@ class Contra:
     orthogonalize: Orthogonalizer
     coefficient: float = 0.2
     rounds: int = 5
+
+    def __post_init__(self) -> None:
+        check_range("coefficient", self.coefficient, 0.0, float("inf"))
+        check_whole("rounds", self.rounds, 1)
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.numel() == 0:
@@ -84,6 +90,10 @@ class SOAPBasis:
     beta: float = 0.9
     eps: float = 1e-8
     every: int = 10
+
+    def __post_init__(self) -> None:
+        check_range("eps", self.eps, 0.0, float("inf"))
+        check_whole("every", self.every, 1)
 
     def scalars(self) -> dict[str, Any]:
         return {"shampoo_beta": self.beta}

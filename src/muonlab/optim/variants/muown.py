@@ -6,7 +6,7 @@ from typing import Any
 
 from muonlab.optim.checks import pair
 from muonlab.optim.muown import Muown
-from muonlab.optim.polar import orthogonalizer as find_orthogonalizer
+from muonlab.optim.polar import chosen
 from muonlab.optim.scaling import scaling_rule
 from muonlab.optim.variants import Variant
 
@@ -21,8 +21,7 @@ def muown(
     scale: str = "match_adamw_rms",
 ) -> Muown:
     """Rows W_i = g_i·R_i/‖R_i‖: Muon moves R, Adam moves g, at one learning rate."""
-    chosen = find_orthogonalizer(orthogonalizer) if isinstance(orthogonalizer, str) else orthogonalizer
-    return Muown(chosen, momentum, nesterov, pair("betas", betas), eps, scaling_rule(scale))
+    return Muown(chosen(orthogonalizer), momentum, nesterov, pair("betas", betas), eps, scaling_rule(scale))
 
 
 VARIANT = Variant(
