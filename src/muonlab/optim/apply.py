@@ -176,7 +176,7 @@ def constraint(name: str, every: int = 1) -> Apply:
     return found[name] if name in found else UnitNorm(every)
 
 
-def _norm(w: Tensor, dim: int) -> Tensor:
+def _norm(w: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """The norm along dim, with zero rows taken as 1 (they stay zero)."""
     norm = torch.linalg.vector_norm(w, dim=dim, keepdim=True)
     return torch.where(norm > 0, norm, 1.0)

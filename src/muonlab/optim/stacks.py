@@ -46,7 +46,7 @@ class Stack:
     group: int  # index into param_groups
     members: list[Member]
     starts: list[int]  # first row of each member
-    norm_dim: int | None  # what a norm constraint runs along
+    norm_dim: int | tuple[int, ...] | None  # what a norm constraint runs along
     state: dict[str, Tensor]  # name -> (B, ...)
     views: list[dict[str, Tensor]] = field(default_factory=list)  # of each member
 
@@ -157,9 +157,7 @@ def build_stacks(
         for j, p in enumerate(group["params"]):
             if p in started:
                 spec = spec_of(p)
-                dim = spec.norm_dim
-                if not rule.matrices and spec.transposed and dim is not None:
-                    dim = -3 - dim  # the parameter as stored: the two axes change places
+                dim = spec.norm_dim if rule.matrices else spec.stored_norm_dim(p.ndim)
                 for shape, member in members_of(p, j, rule, spec):
                     alike.setdefault((shape, p.dtype, p.device, dim), []).append(member)
         for (shape, _, _, norm_dim), members in alike.items():
