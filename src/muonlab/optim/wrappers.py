@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muonlab.optim.checks import check_range
+from muonlab.optim.checks import check_range, check_whole
 
 
 class EMANesterov:
@@ -33,6 +33,7 @@ class EMANesterov:
     ) -> None:
         check_range("lookahead", lookahead, 0.0, float("inf"))
         check_range("decay", decay, 0.0, 1.0)
+        check_whole("start", start, 0)
         self.optimizer, self.lookahead, self.decay, self.start, self.stop = optimizer, lookahead, decay, start, stop
         self.t = 0
         self._params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -91,6 +92,7 @@ class TailEMA:
     def __init__(self, params: Iterable[Tensor], *, start: int, tau: float = 150.0, weight: float = 0.6) -> None:
         check_range("tau", tau, 1.0, float("inf"))
         check_range("weight", weight, 0.0, 1.0)
+        check_whole("start", start, 0)
         self.params, self.start, self.tau, self.weight = list(params), start, tau, weight
         self.t = 0
         self._mean: list[Tensor] | None = None
