@@ -17,8 +17,9 @@ class EMANesterov:
 
     A_t is a step of the wrapped optimizer, on all of its parameters; b_t is `lookahead` times the present learning rate over
     the one at the beginning (of the first group; a scheduler's base rate where there is one already), and zero before step
-    `start` and from step `stop` on. The mean m is kept from the first step. Use: `ahead.look_ahead()` before the forward pass, `ahead.step()` after the backward pass; schedulers take
-    `ahead.optimizer`. In the optimization benchmark: lookahead 0.6, decay 0.99, active from 500 to 750 steps before the end.
+    `start` and from step `stop` on. The mean m is kept from the first step. Use: `ahead.look_ahead()` before the forward pass,
+    `ahead.step()` after the backward pass; schedulers take `ahead.optimizer`. In the optimization benchmark: lookahead 0.6,
+    decay 0.99, active from 500 to 750 steps before the end.
     State: two tensors a parameter. Raises RuntimeError if step() comes without look_ahead().
     """
 
