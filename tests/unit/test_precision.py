@@ -228,3 +228,23 @@ def test_bf16_momentum_resumes_exactly_and_knows_no_layout(name, dtype):
         each.step()
     assert one.state[fused]["momentum_buffer"].dtype == BF16
     assert torch.equal(fused, torch.cat(parts))
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw", "soap_muon"])
+def test_a_model_may_change_its_dtype_between_steps(name):
+    """model.double() and model.bfloat16() keep the Parameter and change what is in it; the state follows."""
+    p, q = (nn.Parameter(draw(4, 4)) for _ in range(2))
+    rule = variant(name).rule()
+    one, two = Optimizer([p], rule, lr=0.01), Optimizer([q], rule, lr=0.01)
+    for t in range(6):
+        if t == 3:
+            p.data = p.data.double()
+        for w, optimizer in ((p, one), (q, two)):
+            w.grad = draw(4, 4, seed=t).to(w.dtype)
+            optimizer.step()
+    assert {v.dtype for k, v in one.state[p].items() if k != "step"} == {torch.float64}
+    torch.testing.assert_close(p.detach().float(), q.detach(), rtol=0, atol=1e-4)
+    p.data = p.data.bfloat16()
+    p.grad = draw(4, 4).bfloat16()
+    one.step()
+    assert all(v.dtype == torch.float32 for v in one.state[p].values())
