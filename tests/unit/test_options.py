@@ -131,3 +131,14 @@ def test_a_refused_group_leaves_an_optimizer_that_works(group):
     optimizer.step()
     assert all(not torch.equal(p, torch.eye(3)) for p in first + late)
     assert len(optimizer.plan) == 4
+
+
+@pytest.mark.parametrize("options", [{"roles": "matrix"}, {"specs": 3}, {"lr_mul": 2.0}, {"wd_mul": [1.0]}])
+def test_patterns_come_as_a_mapping(options):
+    with pytest.raises(TypeError, match=rf"expected {next(iter(options))} as a mapping"):
+        muonlab.optimizer(model(), **options)
+
+
+def test_a_list_of_parameters_is_no_model():
+    with pytest.raises(TypeError, match="Optimizer takes parameters"):
+        muonlab.optimizer(list(model().parameters()))
