@@ -10,6 +10,7 @@ from torch import Tensor
 
 from muonlab.names import choose
 from muonlab.optim.apply import Subtract
+from muonlab.optim.checks import check_range
 
 if TYPE_CHECKING:
     from muonlab.optim.rules import Scalar, Step
@@ -34,6 +35,10 @@ class RadialBrake:
 
     outward: float = 0.5
     inward: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("outward", self.outward, 0.0, float("inf"))
+        check_range("inward", self.inward, 0.0, float("inf"))
 
     def scalars(self) -> dict[str, Any]:
         return {}
@@ -85,10 +90,11 @@ class FirstOrderRadius(Subtract):
         w = step.matrices()
         norm = _norm(w).clamp(min=1e-8)
         target = (norm - factor * _inner(u, w) / norm).clamp(min=1e-8)
+        real = _norm(w) > 0  # before the step: a single matrix is not copied, w moves with it
         step.subtract(u, factor)
         moved = step.matrices()
         # from zero there is no first order: such a matrix takes its step as it is
-        back = torch.where(_norm(w) > 0, target / _norm(moved).clamp(min=1e-8), 1.0)
+        back = torch.where(real, target / _norm(moved).clamp(min=1e-8), 1.0)
         step.write(moved * back)
 
     def __str__(self) -> str:

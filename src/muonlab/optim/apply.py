@@ -61,8 +61,8 @@ class UnitNorm(Subtract):
     every: int = 1
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"expected project_every >= 1, got {self.every}")
+        if not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f"expected project_every >= 1, a whole number, got {self.every!r}")
 
     def init(self, like: Tensor) -> dict[str, Tensor]:
         return {} if self.every == 1 else {"applied": like.new_zeros(len(like))}
@@ -177,7 +177,7 @@ def constraint(name: str, every: int = 1) -> Apply:
     return found[name] if name in found else UnitNorm(every)
 
 
-def _norm(w: Tensor, dim: int) -> Tensor:
+def _norm(w: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """The norm along dim, with zero rows taken as 1 (they stay zero)."""
     norm = torch.linalg.vector_norm(w, dim=dim, keepdim=True)
     return torch.where(norm > 0, norm, 1.0)

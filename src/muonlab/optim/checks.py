@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ _FINITE = (-math.inf, math.inf, "a finite number")
 _POSITIVE = (0.0, math.inf, ">= 0")
 _FRACTION = (0.0, math.nextafter(1.0, 0.0), ">= 0 and < 1")
 _RANGES = {"lr": _POSITIVE, "lr_mul": _POSITIVE, "eps": _POSITIVE, "weight_decay": _FINITE, "wd_mul": _FINITE}
+_RANGES |= {"floor": _POSITIVE, "shampoo_beta": _FRACTION}
 _RANGES |= {"momentum": (0.0, 1.0, ">= 0 and <= 1"), "beta2": _FRACTION, "betas": _FRACTION, "smoothing": _FRACTION}
 
 
@@ -25,15 +27,31 @@ def check_range(name: str, value: float, low: float, high: float, *, open_low: b
         raise ValueError(f"expected {name} {'>' if open_low else '>='} {low:g}{upper}, got {value}")
 
 
+def check_whole(name: str, value: Any, low: int) -> None:
+    """Raises ValueError unless value is a whole number, low or more."""
+    if not isinstance(value, int) or value < low:
+        raise ValueError(f"expected {name} to be a whole number >= {low}, got {value!r}")
+
+
+def pair(name: str, values: Any) -> tuple[float, float]:
+    """Two numbers as floats. Raises ValueError for anything else."""
+    try:
+        first, second = map(float, values)
+    except (TypeError, ValueError):
+        raise ValueError(f"expected two {name}, got {values!r}") from None
+    return first, second
+
+
 def check_scalars(group: dict[str, Any]) -> None:
     """Raises ValueError for a scalar of a group that is out of range or not a number."""
+    if "betas" in group:
+        pair("betas", group["betas"])
     for name, (low, high, words) in _RANGES.items():
         value = group.get(name, 0.0)
         for one in value if isinstance(value, list | tuple) else [value]:
-            if not low <= one <= high or math.isinf(one):  # NaN is in no range
-                raise ValueError(f"expected {name} {words}, got {value}")
-    if len(group.get("betas", (0, 0))) != 2:
-        raise ValueError(f"expected two betas, got {group['betas']}")
+            number = isinstance(one, Real) or (isinstance(one, Tensor) and one.numel() == 1)
+            if not number or not low <= one <= high or math.isinf(one):  # NaN is in no range
+                raise ValueError(f"expected {name} {words}, got {value!r}")
     for name in ("lr_mul", "wd_mul"):
         value = group.get(name)
         if isinstance(value, list | tuple) and len(value) != len(group["params"]):
@@ -66,7 +84,10 @@ def check_gradients(groups: list[dict[str, Any]], nonfinite: str) -> bool:
     by_kind: dict[Any, list[Tensor]] = {}
     for _, _, grad in found:
         by_kind.setdefault((grad.device, grad.dtype), []).append(grad)
-    sums = [torch.stack(torch._foreach_norm(grads)).sum() for grads in by_kind.values()]  # pyright: ignore[reportPrivateImportUsage]
+    sums = []
+    for (_, dtype), grads in by_kind.items():
+        wide = torch.promote_types(dtype, torch.float32)  # float16 ends at 65504, which many a norm exceeds
+        sums.append(torch.stack(torch._foreach_norm(grads, dtype=wide)).sum())  # pyright: ignore[reportPrivateImportUsage]
     if all(torch.isfinite(total) for total in sums):
         return True
     if nonfinite == "raise":

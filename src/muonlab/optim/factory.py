@@ -55,6 +55,11 @@ def optimizer(
     the result to see what was decided, and why. Raises ValueError for unknown names, options and roles, and for patterns that
     match nothing.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a model (an nn.Module), got {type(model).__name__}; Optimizer takes parameters and groups")
+    for what, patterns in (("roles", roles), ("specs", specs), ("lr_mul", lr_mul), ("wd_mul", wd_mul)):
+        if patterns is not None and not isinstance(patterns, Mapping):
+            raise TypeError(f"expected {what} as a mapping {{pattern: value}}, got {patterns!r}")
     model = _unwrapped(model)
     chosen = variant(name)
     main: UpdateRule = chosen.rule(**options)

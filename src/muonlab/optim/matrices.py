@@ -21,7 +21,8 @@ class MatrixSpec:
     as (in, out), as Hugging Face's Conv1D does. `split`: the matrix is several that share an index, along `axis`: a
     number of equal blocks (3 for fused QKV, the number of heads, half of it for pairs of heads) or their sizes in order (grouped
     queries, Mamba's in_proj). `norm_axis`: what a norm constraint runs along: "input" keeps the norm of every row (an
-    output's weights over its inputs), "output" that of every column; None: this parameter is not constrained.
+    output's weights over its inputs), "output" that of every column; None: this parameter is not constrained. A vector
+    (a gain, a bias) never is.
     """
 
     transposed: bool = False
@@ -34,6 +35,8 @@ class MatrixSpec:
         choose("axis to split", self.axis, AXES)
         if self.norm_axis is not None:
             choose("norm_axis", self.norm_axis, AXES)
+        if not isinstance(self.batch_dims, int) or self.batch_dims < 0:
+            raise ValueError(f"expected batch_dims to be a number of leading dimensions, got {self.batch_dims!r}")
         if isinstance(self.split, list):
             object.__setattr__(self, "split", tuple(self.split))
         sizes = self.split if isinstance(self.split, tuple) else (self.split,)
@@ -76,6 +79,15 @@ class MatrixSpec:
     def norm_dim(self) -> int | None:
         """The dimension of a logical matrix that a norm runs along: -1 for "input", -2 for "output"."""
         return None if self.norm_axis is None else (-1 if self.norm_axis == "input" else -2)
+
+    def stored_norm_dim(self, ndim: int) -> int | tuple[int, ...] | None:
+        """The same of the parameter as stored, with ndim dimensions. A vector has no inputs and outputs: None."""
+        own = ndim - self.batch_dims
+        if self.norm_axis is None or own < 2:
+            return None
+        if own == 2:
+            return -1 if (self.norm_axis == "input") != self.transposed else -2
+        return -own if self.norm_axis == "output" else tuple(range(1 - own, 0))  # a convolution's inputs: in·k·k
 
     def __str__(self) -> str:
         parts = ["transposed"] if self.transposed else []

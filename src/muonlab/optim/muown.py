@@ -59,11 +59,14 @@ class Muown:
         o = self.orthogonalize(grad_r + mu * m if self.nesterov else m)
         moved = unit * r - o * (step.lr * shape_scale(self.scale, *w.shape[-2:]))
         radius = torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
+        direction = moved / torch.where(radius > 0, radius, 1.0)
+        # a row of length 0 grows along the direction that this step gives it: along none its length would stay 0
+        grad_g = torch.where(g == 0, (step.grads * direction).sum(-1, keepdim=True), grad_g)
         first = state["exp_avg"].lerp_(grad_g, 1 - beta1)
         second = state["exp_avg_sq"].mul_(beta2).addcmul_(grad_g, grad_g, value=1 - beta2)
         bias1, bias2 = (1 - beta1**t).to(w.dtype), (1 - beta2**t).to(w.dtype)
         g = torch.where(g == 0, 0.0, g) - step.lr * (first / bias1) / ((second / bias2).sqrt() + eps)
-        new = g * moved / torch.where(radius > 0, radius, 1.0)
+        new = g * direction
         still = ((o == 0).all(-1, keepdim=True)) & (first == 0)  # such a row stays as it is, to the bit
         new = torch.where(still, w, new)
         decay = step.lr * step.weight_decay

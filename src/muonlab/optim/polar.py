@@ -90,6 +90,15 @@ def orthogonalizer(
     return NewtonSchulz(label, polynomials, norm=norm, safety=safety, longest=longest, dtype=dtype)
 
 
+def chosen(orthogonalizer_: str | Orthogonalizer) -> Orthogonalizer:
+    """The orthogonalizer of that name, or the object itself. Raises ValueError for what is neither."""
+    if isinstance(orthogonalizer_, str):
+        return orthogonalizer(orthogonalizer_)
+    if callable(orthogonalizer_):
+        return orthogonalizer_
+    raise ValueError(f"expected an orthogonalizer's name, or an object that is called as one, got {orthogonalizer_!r}")
+
+
 def _parsed(text: str) -> tuple[str, dict[str, Any]]:
     """ "name(key=value, …)" -> name and its keywords; literals only."""
     try:

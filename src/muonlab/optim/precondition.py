@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from muonlab.optim.checks import check_range, check_whole
+
 if TYPE_CHECKING:
     from muonlab.optim.polar import Orthogonalizer
     from muonlab.optim.rules import Step
@@ -35,12 +37,17 @@ class Contra:
     """An orthogonalizer that lifts small singular values: O − c·U/σ_max(U), brought back to the norm of O.
 
     Contra-Muon (modded-nanogpt, optimization benchmark, PR 275): σ ↦ 1 − c·σ/σ_max on the singular values of the momentum U,
-    with c = 0.2. σ_max by `rounds` of the power iteration, begun with ones.
+    with c = 0.2. σ_max by `rounds` of the power iteration, begun with ones; at least the root mean square of the singular values,
+    since rows that sum to zero (as behind a LayerNorm) hide from ones.
     """
 
     orthogonalize: Orthogonalizer
     coefficient: float = 0.2
     rounds: int = 5
+
+    def __post_init__(self) -> None:
+        check_range("coefficient", self.coefficient, 0.0, float("inf"))
+        check_whole("rounds", self.rounds, 1)
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.numel() == 0:
@@ -57,7 +64,7 @@ class Contra:
             u = u / _norm(u).clamp(min=1e-10)
             v = x.mT @ u
             v = v / _norm(v).clamp(min=1e-10)
-        return _norm(x @ v).clamp(min=1e-10)
+        return torch.maximum(_norm(x @ v), _norm(x) / min(x.shape[-2:]) ** 0.5).clamp(min=1e-10)
 
     def flops(self, m: int, n: int) -> int:
         return self.orthogonalize.flops(m, n) + (4 * self.rounds + 2) * m * n
@@ -83,6 +90,10 @@ class SOAPBasis:
     beta: float = 0.9
     eps: float = 1e-8
     every: int = 10
+
+    def __post_init__(self) -> None:
+        check_range("eps", self.eps, 0.0, float("inf"))
+        check_whole("every", self.every, 1)
 
     def scalars(self) -> dict[str, Any]:
         return {"shampoo_beta": self.beta}

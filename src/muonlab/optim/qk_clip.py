@@ -53,7 +53,8 @@ class QKClip:
             if layer.max_logits is None:
                 continue
             gamma = (self.tau / layer.max_logits.float()).clamp(max=1.0)
-            gamma = torch.where(layer.max_logits > self.tau, gamma, 1.0)  # also where the largest logit is not positive
+            above = (layer.max_logits > self.tau) & layer.max_logits.isfinite()  # an overflow says nothing of the weights' size
+            gamma = torch.where(above, gamma, 1.0)  # also where the largest logit is not positive
             self.clipped += int((gamma < 1).sum())
             _scale(layer.query, gamma**self.alpha, layer.heads)
             weight = layer.key[0]

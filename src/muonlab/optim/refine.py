@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from muonlab.names import choose
+from muonlab.optim.checks import check_range
 
 if TYPE_CHECKING:
     from muonlab.optim.rules import Step
@@ -94,6 +95,10 @@ class SecondMoment:
     beta2: float | None = None
     eps: float = 1e-8
     rms: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_range("eps", self.eps, 0.0, float("inf"))
+        check_range("rms", self.rms, 0.0, float("inf"), open_low=True)
 
     def scalars(self) -> dict[str, Any]:
         return {} if self.beta2 is None else {"beta2": self.beta2}

@@ -33,7 +33,7 @@ class Step:
     lr: Scalar
     weight_decay: Scalar
     scalars: Mapping[str, Any]  # the group's live scalars: lr, momentum, beta2, betas, eps ...
-    norm_dim: int | None = None  # -1 or -2 where a norm constraint runs along this dimension of the matrices
+    norm_dim: int | tuple[int, ...] | None = None  # where a norm constraint runs: -1 or -2 of a matrix, or as a tensor is stored
 
     def matrices(self) -> Tensor:
         """The weights as one stack (B, m, n): not to be changed, since one alone is not copied."""

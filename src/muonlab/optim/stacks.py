@@ -46,8 +46,9 @@ class Stack:
     group: int  # index into param_groups
     members: list[Member]
     starts: list[int]  # first row of each member
-    norm_dim: int | None  # what a norm constraint runs along
+    norm_dim: int | tuple[int, ...] | None  # what a norm constraint runs along
     state: dict[str, Tensor]  # name -> (B, ...)
+    kind: tuple[torch.dtype, torch.device]  # of its parameters
     views: list[dict[str, Tensor]] = field(default_factory=list)  # of each member
 
     def runs(self) -> Iterator[list[int]]:
@@ -95,10 +96,16 @@ class Stack:
         return (vector * (value.to(vector) if isinstance(value, Tensor) else value)).reshape(-1, *[1] * ndim)
 
     def current(self, state: dict[Tensor, Any]) -> bool:
-        """False once somebody put other tensors into optimizer.state (a device move, a hand-made load)."""
+        """False once somebody put other tensors into optimizer.state (a device move, a hand-made load) or gave the parameters
+        another dtype or device."""
+        kind = self.kind
         for member, views in zip(self.members, self.views, strict=True):
             held = state.get(member.param)
-            if held is None or any(held.get(k) is not v for k, v in views.items()):
+            if (
+                (member.param.dtype, member.param.device) != kind
+                or held is None
+                or any(held.get(k) is not v for k, v in views.items())
+            ):
                 return False
         return True
 
@@ -157,16 +164,14 @@ def build_stacks(
         for j, p in enumerate(group["params"]):
             if p in started:
                 spec = spec_of(p)
-                dim = spec.norm_dim
-                if not rule.matrices and spec.transposed and dim is not None:
-                    dim = -3 - dim  # the parameter as stored: the two axes change places
+                dim = spec.norm_dim if rule.matrices else spec.stored_norm_dim(p.ndim)
                 for shape, member in members_of(p, j, rule, spec):
                     alike.setdefault((shape, p.dtype, p.device, dim), []).append(member)
-        for (shape, _, _, norm_dim), members in alike.items():
+        for (shape, dtype, device, norm_dim), members in alike.items():
             counts = [len(m.which) for m in members]
             stacked = fresh_state(rule, (sum(counts), *shape), members[0].param, exact)
             starts = [sum(counts[:i]) for i in range(len(counts))]
-            stack = Stack(g, members, starts, norm_dim, stacked)
+            stack = Stack(g, members, starts, norm_dim, stacked, (dtype, device))
             for member, start, count in zip(members, starts, counts, strict=True):
                 views = {}
                 for name, tensor in stacked.items():

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muonlab.optim.checks import check_range
+from muonlab.optim.checks import check_range, check_whole
 
 
 class EMANesterov:
     """x_{t+1} = A_t(x_t + b_t·m_t), m ← γm + (1−γ)(x_{t+1} − x_t): gradient and step are taken ahead (arXiv 2605.25395).
 
     A_t is a step of the wrapped optimizer, on all of its parameters; b_t is `lookahead` times the present learning rate over
-    the one at the beginning (of the first group), and zero before step `start` and from step `stop` on. The mean m is kept from
-    the first step. Use: `ahead.look_ahead()` before the forward pass, `ahead.step()` after the backward pass; schedulers take
-    `ahead.optimizer`. In the optimization benchmark: lookahead 0.6, decay 0.99, active from 500 to 750 steps before the end.
+    the one at the beginning (of the first group; a scheduler's base rate where there is one already), and zero before step
+    `start` and from step `stop` on. The mean m is kept from the first step. Use: `ahead.look_ahead()` before the forward pass,
+    `ahead.step()` after the backward pass; schedulers take `ahead.optimizer`. In the optimization benchmark: lookahead 0.6,
+    decay 0.99, active from 500 to 750 steps before the end.
     State: two tensors a parameter. Raises RuntimeError if step() comes without look_ahead().
     """
 
@@ -33,12 +34,14 @@ class EMANesterov:
     ) -> None:
         check_range("lookahead", lookahead, 0.0, float("inf"))
         check_range("decay", decay, 0.0, 1.0)
+        check_whole("start", start, 0)
         self.optimizer, self.lookahead, self.decay, self.start, self.stop = optimizer, lookahead, decay, start, stop
         self.t = 0
         self._params = [p for group in optimizer.param_groups for p in group["params"]]
         self._mean = [torch.zeros_like(p) for p in self._params]
         self._before: list[Tensor] | None = None  # x_t, between look_ahead and step
-        self._first_lr = float(optimizer.param_groups[0]["lr"])
+        first = optimizer.param_groups[0]
+        self._first_lr = float(first.get("initial_lr", first["lr"]))  # a scheduler may have begun a warm-up already
 
     @torch.no_grad()
     def look_ahead(self) -> None:
@@ -90,6 +93,7 @@ class TailEMA:
     def __init__(self, params: Iterable[Tensor], *, start: int, tau: float = 150.0, weight: float = 0.6) -> None:
         check_range("tau", tau, 1.0, float("inf"))
         check_range("weight", weight, 0.0, 1.0)
+        check_whole("start", start, 0)
         self.params, self.start, self.tau, self.weight = list(params), start, tau, weight
         self.t = 0
         self._mean: list[Tensor] | None = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from muonlab.optim.checks import pair
 from muonlab.optim.elementwise import AdamW
 from muonlab.optim.variants import Variant
 
 
 def adamw(*, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8) -> AdamW:
     """W ← W(1 − η·wd) − η·m̂/(√v̂ + eps), elementwise."""
-    return AdamW((float(betas[0]), float(betas[1])), eps)
+    return AdamW(pair("betas", betas), eps)
 
 
 VARIANT = Variant(name="adamw", formula="W ← W(1 − η·wd) − η·m̂/(√v̂ + eps)", source="arXiv 1711.05101", lr=1e-3, factory=adamw)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from muonlab.optim.checks import pair
 from muonlab.optim.elementwise import Lion
 from muonlab.optim.variants import Variant
 
 
 def lion(*, betas: tuple[float, float] = (0.9, 0.99)) -> Lion:
     """W ← W(1 − η·wd) − η·sign(β₁M + (1−β₁)G), elementwise."""
-    return Lion((float(betas[0]), float(betas[1])))
+    return Lion(pair("betas", betas))
 
 
 VARIANT = Variant(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from muonlab.optim import decay as decays
 from muonlab.optim.momentum import Momentum
-from muonlab.optim.polar import Orthogonalizer
-from muonlab.optim.polar import orthogonalizer as find_orthogonalizer
+from muonlab.optim.polar import Orthogonalizer, chosen
 from muonlab.optim.rules import MatrixRule
 from muonlab.optim.scaling import scaling_rule
 from muonlab.optim.variants import Variant
@@ -21,10 +20,10 @@ def muon(
     scale: str = "aspect",
     decay: str = "param",
 ) -> MatrixRule:
-    """W ← W(1 − η·wd) − η·scale·orth(μM + (1−μ)G). orthogonalizer: a name, or an object that `find_orthogonalizer` made."""
+    """W ← W(1 − η·wd) − η·scale·orth(μM + (1−μ)G). orthogonalizer: a name, or what `muonlab.optim.orthogonalizer` made."""
     return MatrixRule(
         momentum=Momentum(momentum, nesterov, momentum_form, momentum_dtype),
-        orthogonalize=find_orthogonalizer(orthogonalizer) if isinstance(orthogonalizer, str) else orthogonalizer,
+        orthogonalize=chosen(orthogonalizer),
         scale=scaling_rule(scale),
         decay=decays.decay(decay),
     )

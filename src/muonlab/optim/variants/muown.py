@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from muonlab.optim.checks import pair
 from muonlab.optim.muown import Muown
-from muonlab.optim.polar import orthogonalizer as find_orthogonalizer
+from muonlab.optim.polar import chosen
 from muonlab.optim.scaling import scaling_rule
 from muonlab.optim.variants import Variant
 
@@ -20,8 +21,7 @@ def muown(
     scale: str = "match_adamw_rms",
 ) -> Muown:
     """Rows W_i = g_i·R_i/‖R_i‖: Muon moves R, Adam moves g, at one learning rate."""
-    chosen = find_orthogonalizer(orthogonalizer) if isinstance(orthogonalizer, str) else orthogonalizer
-    return Muown(chosen, momentum, nesterov, (float(betas[0]), float(betas[1])), eps, scaling_rule(scale))
+    return Muown(chosen(orthogonalizer), momentum, nesterov, pair("betas", betas), eps, scaling_rule(scale))
 
 
 VARIANT = Variant(
