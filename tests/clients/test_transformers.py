@@ -125,7 +125,8 @@ def test_the_plan_of_gpt2_knows_that_its_weights_are_stored_transposed():
     rows = {row.name: row for row in muonlab.optimizer(gpt2(), "muon", lr=1.0).plan}
     layer = "transformer.h.1."
     assert rows[layer + "attn.c_attn.weight"].shape == (8, 24)
-    assert rows[layer + "attn.c_attn.weight"].lr == pytest.approx(3**0.5)
+    assert rows[layer + "attn.c_attn.weight"].lr == 1.0  # three square matrices, queries, keys and values
+    assert rows[layer + "attn.c_attn.weight"].matrices.startswith("3 × 8×8")
     assert rows[layer + "mlp.c_fc.weight"].lr == pytest.approx(2.0)
     assert rows[layer + "mlp.c_proj.weight"].shape == (32, 8)
     assert rows[layer + "mlp.c_proj.weight"].lr == 1.0
@@ -146,8 +147,9 @@ def test_gpt2_trains_as_the_same_model_with_plain_linear_layers(axis):
             linear.bias = module.bias
             plain.set_submodule(path, linear)
     batch = torch.stack([example["input_ids"] for example in examples(4)])
-    for model in (stored, plain):
-        optimizer = muonlab.optimizer(model, "normuon", lr=0.02, weight_decay=0.5, axis=axis)
+    fused = {"*.c_attn.weight": {"split": 3}}  # recognized in Conv1D; of a plain layer it has to be said
+    for model, specs in ((stored, {}), (plain, fused)):
+        optimizer = muonlab.optimizer(model, "normuon", lr=0.02, weight_decay=0.5, axis=axis, specs=specs)
         for _ in range(3):
             optimizer.zero_grad()
             model(input_ids=batch, labels=batch).loss.backward()
