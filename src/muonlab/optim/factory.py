@@ -70,34 +70,38 @@ def optimizer(
         main, rest = _constrained(main, rest, constraint, project_every, assignments)
     elif project_every != 1:
         raise ValueError("project_every goes with constraint 'unit_norm'")
-    rules: dict[str, UpdateRule] = {name: main, f"aux_{aux}": rest}
-    present = sorted({a.role for a in assignments})
-    aux_lrs = _per_role(aux_lr, fallback)
+    if main.matrices and all(a.role != "matrix" for a in assignments):
+        roles_found = ", ".join(sorted({a.role for a in assignments}))
+        raise ValueError(f"{type(model).__name__} has no hidden matrix for {name!r} (roles found: {roles_found})")
+    rates = {"matrix": lr, **_per_role(aux_lr, fallback)}
     groups = []
     # One group for each role (and storage layout), in the order in which they first appear; never in a set's order.
     for role, spec in dict.fromkeys((a.role, a.spec) for a in assignments):
         members = [a for a in assignments if (a.role, a.spec) == (role, spec)]
-        matrix = role == "matrix"
         groups.append(
             {
                 "params": [(a.name, a.parameter) for a in members],
-                "rule": name if matrix else f"aux_{aux}",
-                "lr": lr if matrix else aux_lrs[role],
-                "weight_decay": weight_decay if matrix else aux_weight_decay,
+                "rule": name if role == "matrix" else f"aux_{aux}",
+                "lr": rates[role],
+                "weight_decay": weight_decay if role == "matrix" else aux_weight_decay,
                 "spec": spec,
                 "role": role,
                 "why": [a.why for a in members],
             }
         )
-    if main.matrices and "matrix" not in present:
-        raise ValueError(f"{type(model).__name__} has no hidden matrix for {name!r} (roles found: {', '.join(present)})")
-    names = [a.name for a in assignments]
-    for key, patterns in (("lr_mul", lr_mul or {}), ("wd_mul", wd_mul or {})):
+    _multiply(groups, {"lr_mul": lr_mul or {}, "wd_mul": wd_mul or {}})
+    rules: dict[str, UpdateRule] = {name: main, f"aux_{aux}": rest}
+    return Optimizer(groups, rules, lr=lr, weight_decay=weight_decay, nonfinite=nonfinite, exact_bf16=exact_bf16)
+
+
+def _multiply(groups: list[dict[str, Any]], multipliers: dict[str, Mapping[str, float]]) -> None:
+    """Gives every group its factors: one number, or a list where its parameters differ."""
+    names = [name for group in groups for name, _ in group["params"]]
+    for key, patterns in multipliers.items():
         factors = {n: f for pattern, f in patterns.items() for n in routing.match_pattern(pattern, names)}
         for group in groups:
             values = [float(factors.get(n, 1.0)) for n, _ in group["params"]]
             group[key] = values if len(set(values)) > 1 else values[0]
-    return Optimizer(groups, rules, lr=lr, weight_decay=weight_decay, nonfinite=nonfinite, exact_bf16=exact_bf16)
 
 
 def aux_rule(

@@ -129,14 +129,12 @@ class Optimizer(torch.optim.Optimizer):
         stored = [m.param if m.spec is None or m.param.ndim == 2 else m.param.contiguous() for m in members]
         matrices = [matrix for m, p in zip(members, stored, strict=True) for matrix in m.matrices(p)]
         low = state.pop(shadow.MANTISSA, None)
-        half = matrices[0].dtype in HALF
-        weights = (
-            matrices
-            if not half
-            else [shadow.join(w, row) for w, row in zip(matrices, low)]
-            if low is not None
-            else [w.float() for w in matrices]
-        )
+        if low is not None:
+            weights = [shadow.join(w, row) for w, row in zip(matrices, low, strict=True)]
+        elif matrices[0].dtype in HALF:
+            weights = [w.float() for w in matrices]
+        else:
+            weights = matrices
         grads = stack.gradients(run)
         self.rule_of(group)(
             Step(
@@ -155,7 +153,7 @@ class Optimizer(torch.optim.Optimizer):
                 high, remainder = shadow.split(weight)
                 matrix.copy_(high)
                 row.copy_(remainder)
-        elif half:  # decay and update together are rounded once
+        elif weights is not matrices:  # decay and update together are rounded once
             torch._foreach_copy_(matrices, weights)  # pyright: ignore[reportPrivateImportUsage]
         for member, copy in zip(members, stored, strict=True):
             if copy is not member.param:
