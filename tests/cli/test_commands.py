@@ -69,7 +69,7 @@ def test_train_prints_its_result(workdir, muonlab):
         (["sweep", "sweep.toml", "--workers", "0"], "--workers: expected a number of at least 1"),
         (["sweep", "sweep.toml", "--out", "corpus.txt"], "corpus.txt"),
         (["report", "."], "expected the folder of a sweep"),
-        (["optimizers", "sgd*"], "no optimizer matches 'sgd*'; known: adamw, muon, normuon"),
+        (["optimizers", "adagrad*"], "no optimizer matches 'adagrad*'; known: adamuon, adamw,"),
         (["schema", "reciep"], "reciep"),
     ],
 )
@@ -133,7 +133,7 @@ def test_plan_and_optimizers_and_schemas(workdir, muonlab):
     assert "blocks.*.mlp.up.weight (×2)" in out
     rows = json.loads(muonlab("plan", "tiny.toml", "--json")[1])
     assert {row["role"] for row in rows} == {"matrix", "embedding", "head", "vector"}
-    assert [row["name"] for row in json.loads(muonlab("optimizers", "*muon", "--json")[1])] == ["muon", "normuon"]
+    assert [row["name"] for row in json.loads(muonlab("optimizers", "*ormuon", "--json")[1])] == ["normuon"]
     for kind in ("recipe", "experiment"):
         schema = json.loads(muonlab("schema", kind)[1])
         assert schema["title"] == f"muonlab {kind}"
