@@ -63,7 +63,6 @@ class NewtonSchulz:
         dtype = self.dtype or (fast_matmul_dtype(x) if min(m, n) >= _BF16_FROM else torch.promote_types(x.dtype, torch.float32))
         stored = scratch.empty((x.numel() // (m * n), m, n), dtype, x.device)  # (B, m, n)
         stored.copy_(x.reshape(stored.shape))
-        scratch.release(x)  # a step has no other use for it
         found = self._iterate(stored.mT if m > n else stored)
         scratch.release(stored)
         result = found.mT if m > n else found

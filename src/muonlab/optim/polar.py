@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from muonlab.names import choose
+from muonlab.optim import scratch
 from muonlab.optim.coefficients import CONVERGING, CUBIC, FAST, KELLER, POLAR_EXPRESS5, YOU5, Polynomial, polar_express
 from muonlab.optim.exact import SVD, Cayley
 from muonlab.optim.newton_schulz import NewtonSchulz
@@ -156,4 +157,4 @@ def orthogonalize(
         raise ValueError(f"orthogonalize: expected a matrix or a batch of them (..., m, n), got shape {tuple(g.shape)}")
     if not g.is_floating_point():
         raise TypeError(f"orthogonalize: expected a real floating dtype, got {g.dtype}")
-    return _cached(method, steps=steps, dtype=dtype)(g.detach())
+    return scratch.own(_cached(method, steps=steps, dtype=dtype)(g.detach()))
