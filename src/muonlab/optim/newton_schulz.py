@@ -118,7 +118,8 @@ class NewtonSchulz:
             squared = torch.linalg.vector_norm(r, dim=(-2, -1), keepdim=True, dtype=wide)
         else:
             squared = r.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=wide)[:, None, None]  # ‖X‖_F²
-        inverse = 1 / (squared * self.safety**2).clamp(min=self.eps**2)
+        smallest = max(self.eps**2, torch.finfo(r.dtype).tiny)  # whose inverse is finite in R's dtype
+        inverse = 1 / (squared * self.safety**2).clamp(min=smallest)
         # In R's own dtype, since a product of two dtypes is slow: what rounding does to the scale, the next R undoes.
         r.mul_(inverse.to(r.dtype))
         return inverse.sqrt().to(r.dtype)
