@@ -149,7 +149,7 @@ def test_skipped_steps_are_told_and_counted_through_a_resume(workdir, monkeypatc
 
 def test_a_gradient_that_is_not_finite_stops_a_run_in_words(workdir, monkeypatch):
     spoil_gradients(monkeypatch, at=(3,))
-    with pytest.raises(RunError, match="stopped at step 2: .*gradients are not finite"):
+    with pytest.raises(RunError, match=r"stopped at step 2: .*gradients are not finite"):
         train(load_recipe("tiny.toml", ["optimizer.nonfinite=raise"]), 0, "run")
 
 

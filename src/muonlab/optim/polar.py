@@ -73,7 +73,8 @@ def orthogonalizer(
     known = ("l", "safety", "cushion") if method == "polar_express" else ()
     for option, value in options.items():
         choose(f"option of {method}:", option, (*known, "steps", "dtype", "coefficients"))
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number:
             raise ValueError(f"{method}: expected {option} to be a number, got {value!r}")
     if method == "polar_express":
         steps = 5 if steps is None else steps

@@ -41,8 +41,8 @@ class QKClip:
         check_range("alpha", alpha, 0.0, 1.0)
         if not hasattr(model, "qk_layers") and not isinstance(model, Sequence):
             raise TypeError(
-                f"{type(model).__name__} has no qk_layers(): write it (see QKLayer), give a list of QKLayer, or, of a wrapped model, "
-                "the one inside"
+                f"{type(model).__name__} has no qk_layers(): write it (see QKLayer), give a list of QKLayer, or, of a "
+                "wrapped model, the one inside"
             )
         self.layers: Sequence[QKLayer] = model.qk_layers() if hasattr(model, "qk_layers") else model
         self.tau, self.alpha = tau, alpha

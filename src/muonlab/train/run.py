@@ -53,7 +53,8 @@ def train(
 
     With `resume` a folder's unfinished run goes on exactly where its newest whole checkpoint is (bit for bit on the same CPU), a
     finished one returns its result, and an empty folder starts. Raises InputError for bad input, Interrupted after SIGINT or
-    SIGTERM (everything saved), RunError where the folder cannot be written any more, or a gradient is not finite and `nonfinite` is "raise".
+    SIGTERM (everything saved), RunError where the folder cannot be written any more, or a
+    gradient is not finite and `nonfinite` is "raise".
     """
     folder = RunFolder(out)
     known = _check(folder, recipe, seed, resume)
