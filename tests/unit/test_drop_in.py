@@ -86,3 +86,11 @@ def test_tensor_learning_rate():
     muonlab.Muon([a], lr=torch.tensor(0.1)).step()
     muonlab.Muon([b], lr=0.1).step()
     torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("eps", [1e-20, 1e-30])
+def test_a_tiny_eps_leaves_zero_gradients_zero(eps):
+    w = torch.nn.Parameter(torch.eye(4))
+    w.grad = torch.zeros(4, 4)
+    muonlab.Muon([w], lr=0.1, weight_decay=0.0, eps=eps).step()
+    assert torch.equal(w, torch.eye(4))

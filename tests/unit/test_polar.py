@@ -234,3 +234,23 @@ def test_a_call_in_words_says_everything():
     ]:
         with pytest.raises(ValueError, match=words):
             orthogonalizer(wrong)
+
+
+def test_a_zero_matrix_stays_zero_in_float16_products():
+    assert torch.equal(orthogonalize(torch.zeros(4, 6), "keller5", dtype=torch.float16), torch.zeros(4, 6))
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("cubic(method='you5')", "unknown option 'method'"),
+        ("cubic(steps=2.5)", "1 to 100 steps, got 2.5"),
+        ("fast(steps='3')", "1 to 100 steps, got '3'"),
+        ("cubic(steps=1000)", "1 to 100 steps, got 1000"),
+        ("polar_express(l='small')", "expected l to be a number, got 'small'"),
+        ("keller5(coefficients=(1e400, 2, 3))", "expected coefficients"),
+    ],
+)
+def test_wrong_options_in_words_are_refused_in_words(written, message):
+    with pytest.raises(ValueError, match=message):
+        orthogonalizer(written)

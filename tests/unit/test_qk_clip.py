@@ -177,3 +177,8 @@ def test_a_logit_that_says_nothing_changes_nothing(value):
     clip.clip()
     assert all(torch.equal(old, new) for old, new in zip(before, (*layer.query, *layer.key), strict=True))
     assert clip.clipped == 0
+
+
+def test_a_model_that_shows_no_layers_is_refused_at_once():
+    with pytest.raises(TypeError, match=r"Linear has no qk_layers\(\)"):
+        QKClip(torch.nn.Linear(4, 4))

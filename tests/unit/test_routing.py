@@ -161,3 +161,16 @@ def test_a_head_may_be_wider_than_the_embedding():
         "3.weight": "head",
         "3.bias": "vector",
     }
+
+
+def test_submodules_called_roles_or_specs_declare_nothing():
+    net = nn.Module()
+    net.roles, net.specs = nn.Linear(4, 4), nn.ModuleList([nn.Linear(4, 4)])
+    assert sorted(row.role for row in muonlab.optimizer(net, "muon").plan) == ["matrix"] * 2 + ["vector"] * 2
+
+
+def test_a_declaration_that_is_no_mapping_is_refused_in_words():
+    net = nn.Linear(4, 4)
+    net.specs = lambda: ["weight"]
+    with pytest.raises(TypeError, match=r"Linear.specs\(\): expected a mapping"):
+        muonlab.optimizer(net, "muon")

@@ -63,9 +63,14 @@ def test_wrong_schedules_are_refused_in_words():
     optimizer = Optimizer(parameters(), variant("muon").rule(), lr=0.1)
     with pytest.raises(ValueError, match="did you mean 'momentum'"):
         ScalarSchedule(optimizer, "momentun", [(0, 0.1)])
-    for points in ([], [(1, 2, 3)], [(3, 0.1), (1, 0.2)], 5):
+    for points in ([], [(1, 2, 3)], [(3, 0.1), (1, 0.2)], 5, [("a", 0.1)], [(0, float("nan"))]):
         with pytest.raises(ValueError, match="ascending order"):
             ScalarSchedule(optimizer, "momentum", points)
+    with pytest.raises(ValueError, match="expected momentum >= 0 and <= 1, got 5"):
+        ScalarSchedule(optimizer, "momentum", [(0, 0.9), (10, 5.0)])
+    for key in ("params", "rule"):
+        with pytest.raises(ValueError, match="unknown scalar to schedule"):
+            ScalarSchedule(optimizer, key, [(0, 0.1)])
 
 
 TINY = ["model.layers=1", "model.width=32", "model.head_width=16", "model.context=32", "train.steps=4", "train.batch=2"]
@@ -82,6 +87,8 @@ def test_a_recipe_schedules_scalars_by_fractions_of_the_run():
     assert seen == pytest.approx([0.5, 0.35, 0.2, 0.2])
     with pytest.raises(InputError, match="did you mean 'smoothing'"):
         load_recipe("recipes/quickstart.toml", [*overrides[:-1], "schedule.scalars={smooting=[[0, 0.5]]}"])
+    with pytest.raises(InputError, match=r"schedule.scalars.*expected smoothing >= 0 and < 1, got 1.5"):
+        load_recipe("recipes/quickstart.toml", [*overrides[:-1], "schedule.scalars={smoothing=[[0, 1.5]]}"])
 
 
 def test_a_compiled_step_equals_the_plain_one_and_a_new_rate_compiles_nothing():

@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 
-from muonlab.errors import InputError, Interrupted
+from muonlab.errors import InputError, Interrupted, RunError
 from muonlab.train import checkpoint as checkpoints
 from muonlab.train.recipe import load_recipe
 from muonlab.train.run import train
@@ -121,6 +121,36 @@ def test_a_diverged_run_is_a_result(workdir):
     assert result["val_loss"] is None
     assert RunFolder("run").rows()[-1]["diverged"] is True
     assert train(recipe, 0, "run", resume=True) == result
+
+
+def spoil_gradients(monkeypatch, at):
+    """The gradients of these optimizer steps (1, 2, …) of every run are NaN."""
+    whole = Trainer._loss
+
+    def spoiled(self, x, y):
+        loss = whole(self, x, y)
+        if torch.is_grad_enabled() and self.step + 1 in at:
+            loss.register_hook(lambda grad: grad * torch.nan)
+        return loss
+
+    monkeypatch.setattr(Trainer, "_loss", spoiled)
+
+
+def test_skipped_steps_are_told_and_counted_through_a_resume(workdir, monkeypatch):
+    recipe = load_recipe("tiny.toml")
+    spoil_gradients(monkeypatch, at=(3, 9))
+    with pytest.raises(Interrupted):
+        train(recipe, 0, "run", on_progress=stop_after(7))
+    result = train(recipe, 0, "run", resume=True)
+    assert result["skipped"] == 2
+    rows = RunFolder("run").rows()
+    assert {row["step"]: row.get("skipped") for row in rows if row["step"] in (2, 4, 12)} == {2: None, 4: 1, 12: 2}
+
+
+def test_a_gradient_that_is_not_finite_stops_a_run_in_words(workdir, monkeypatch):
+    spoil_gradients(monkeypatch, at=(3,))
+    with pytest.raises(RunError, match=r"stopped at step 2: .*gradients are not finite"):
+        train(load_recipe("tiny.toml", ["optimizer.nonfinite=raise"]), 0, "run")
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------

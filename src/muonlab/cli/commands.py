@@ -140,9 +140,10 @@ def train(
 def _result_in_words(folder: Path, result: dict[str, Any]) -> str:
     loss = "none" if result["val_loss"] is None else f"{result['val_loss']:.4f}"
     best = "none" if result["best_val_loss"] is None else f"{result['best_val_loss']:.4f}"
+    skipped = f" {result['skipped']} steps were left out: a gradient was not finite." if result.get("skipped") else ""
     return (
         f"{folder}: {result['status']} after {result['steps']} steps, {result['tokens']:,} tokens, {result['seconds']:.1f} s of "
-        f"training. Validation loss {loss} (best {best})."
+        f"training. Validation loss {loss} (best {best}).{skipped}"
     )
 
 

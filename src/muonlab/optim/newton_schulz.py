@@ -63,7 +63,6 @@ class NewtonSchulz:
         dtype = self.dtype or (fast_matmul_dtype(x) if min(m, n) >= _BF16_FROM else torch.promote_types(x.dtype, torch.float32))
         stored = scratch.empty((x.numel() // (m * n), m, n), dtype, x.device)  # (B, m, n)
         stored.copy_(x.reshape(stored.shape))
-        scratch.release(x)  # a step has no other use for it
         found = self._iterate(stored.mT if m > n else stored)
         scratch.release(stored)
         result = found.mT if m > n else found
@@ -119,7 +118,8 @@ class NewtonSchulz:
             squared = torch.linalg.vector_norm(r, dim=(-2, -1), keepdim=True, dtype=wide)
         else:
             squared = r.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=wide)[:, None, None]  # ‖X‖_F²
-        inverse = 1 / (squared * self.safety**2).clamp(min=self.eps**2)
+        smallest = max(self.eps**2, torch.finfo(r.dtype).tiny)  # whose inverse is finite in R's dtype
+        inverse = 1 / (squared * self.safety**2).clamp(min=smallest)
         # In R's own dtype, since a product of two dtypes is slow: what rounding does to the scale, the next R undoes.
         r.mul_(inverse.to(r.dtype))
         return inverse.sqrt().to(r.dtype)

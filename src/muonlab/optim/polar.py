@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from muonlab.names import choose
+from muonlab.optim import scratch
 from muonlab.optim.coefficients import CONVERGING, CUBIC, FAST, KELLER, POLAR_EXPRESS5, YOU5, Polynomial, polar_express
 from muonlab.optim.exact import SVD, Cayley
 from muonlab.optim.newton_schulz import NewtonSchulz
@@ -65,18 +67,22 @@ def orthogonalizer(
         return orthogonalizer(method, **{**{k: v for k, v in given.items() if v is not None}, **options, **written})
     choose("orthogonalizer", method, _METHODS)
     dtype = _floating(method, dtype)
+    steps = None if steps is None else _whole(method, steps)
     if coefficients is not None and method not in _LISTS:
         raise ValueError(f"{method}: takes no coefficients")
     known = ("l", "safety", "cushion") if method == "polar_express" else ()
-    for option in options:
+    for option, value in options.items():
         choose(f"option of {method}:", option, (*known, "steps", "dtype", "coefficients"))
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number:
+            raise ValueError(f"{method}: expected {option} to be a number, got {value!r}")
     if method == "polar_express":
-        steps = 5 if steps is None else _whole(method, steps)
+        steps = 5 if steps is None else steps
         polynomials = polar_express(steps=steps, **options)
         label, margin = _label(method, steps=steps, **options), 1 + options.get("safety", 2e-2)
         return NewtonSchulz(label, polynomials, safety=margin, longest=1, dtype=dtype)
     if method == "cayley":
-        return Cayley(method, 6 if steps is None else _whole(method, steps), dtype)
+        return Cayley(method, 6 if steps is None else steps, dtype)
     if method in ("svd", "exact"):
         if steps is not None:
             raise ValueError(f"{method}: takes no steps")
@@ -105,18 +111,23 @@ def _parsed(text: str) -> tuple[str, dict[str, Any]]:
         call = ast.parse(text.strip(), mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             raise ValueError("not a call with keywords")
-        return call.func.id, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        given = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     except (SyntaxError, ValueError):
         raise ValueError(f"orthogonalizer {text!r}: expected a name or name(key=value, ...), as 'cubic(steps=12)'") from None
+    if "method" in given:  # the name stands before the bracket
+        raise ValueError(f"orthogonalizer {text!r}: unknown option 'method'")
+    return call.func.id, given
 
 
 def _given(method: str, coefficients: Any, steps: int | None) -> tuple[Polynomial, ...]:
     try:
         single = not isinstance(coefficients[0], Sequence)
         polynomials = [tuple(map(float, p)) for p in ([coefficients] if single else coefficients)]
+        if not all(math.isfinite(c) for p in polynomials for c in p):
+            raise ValueError("not finite")
     except (TypeError, ValueError, LookupError):
         raise ValueError(f"{method}: expected coefficients (c0, c1, c2) or a list of such, got {coefficients!r}") from None
-    return tuple(polynomials) * (5 if steps is None else _whole(method, steps)) if single else tuple(polynomials)
+    return tuple(polynomials) * (5 if steps is None else steps) if single else tuple(polynomials)
 
 
 def _whole(method: str, steps: Any) -> int:
@@ -156,4 +167,4 @@ def orthogonalize(
         raise ValueError(f"orthogonalize: expected a matrix or a batch of them (..., m, n), got shape {tuple(g.shape)}")
     if not g.is_floating_point():
         raise TypeError(f"orthogonalize: expected a real floating dtype, got {g.dtype}")
-    return _cached(method, steps=steps, dtype=dtype)(g.detach())
+    return scratch.own(_cached(method, steps=steps, dtype=dtype)(g.detach()))

@@ -52,7 +52,7 @@ class Contra:
     def __call__(self, x: Tensor) -> Tensor:
         if x.numel() == 0:
             return x.clone()
-        o = self.orthogonalize(x[:])  # a view: x itself is still needed
+        o = self.orthogonalize(x)
         mixed = o - self.coefficient * x / self._largest_singular_value(x)
         return mixed * (_norm(o) / _norm(mixed).clamp(min=1e-10))
 

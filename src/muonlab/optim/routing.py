@@ -72,8 +72,14 @@ def plain_name(name: str) -> str:
 
 
 def _declared(model: nn.Module, what: str) -> Mapping[str, Any]:
+    """What the model says by a method of that name. A submodule, a list or a number of that name says something else."""
     declared = getattr(model, what, None)
-    return declared() if callable(declared) else {}  # pyright: ignore[reportReturnType]
+    if not callable(declared) or isinstance(declared, nn.Module):
+        return {}
+    found = declared()
+    if not isinstance(found, Mapping):
+        raise TypeError(f"{type(model).__name__}.{what}(): expected a mapping {{pattern: ...}}, got {found!r}")
+    return found
 
 
 def _with_fields(pattern: str, spec: MatrixSpec, fields: Mapping[str, Any]) -> MatrixSpec:

@@ -71,7 +71,8 @@ class Transform(Protocol):
         ...
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
-        """x (B, m, n) -> (B, m, n). Updates its own state in place, never x."""
+        """x (B, m, n) -> (B, m, n). Updates its own state in place, never x. Keeps copies only: the memory of x and of the
+        result is used again."""
         ...
 
 
@@ -99,8 +100,7 @@ class UpdateRule(Protocol):
 
 def _then(used: Tensor, result: Tensor) -> Tensor:
     """result, once the memory of what it was made from may be used again."""
-    if result is not used:
-        scratch.release(used)
+    scratch.release(used, kept=result)
     return result
 
 
@@ -124,7 +124,6 @@ class MatrixRule:
         u = self.momentum(step.grads, step)
         for piece in self.precondition:
             u = _then(u, piece(u, step))
-        scratch.release(step.grads)  # no later piece reads them
         u = _then(u, self.orthogonalize(u))
         for piece in self.refine:
             u = _then(u, piece(u, step))

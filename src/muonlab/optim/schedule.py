@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from muonlab.names import choose
+from muonlab.optim.checks import check_scalars
 
 Points = Sequence[tuple[float, float]]
 
@@ -27,10 +31,18 @@ def interpolate(points: Points, x: float) -> float:
 
 
 def check_points(points: Any, what: str) -> None:
-    """Raises ValueError unless `points` are pairs of numbers, the first of them not descending."""
+    """Raises ValueError unless `points` are pairs of finite numbers, the first of them not descending, the second in the range of
+    the scalar `what`."""
     fits = isinstance(points, Sequence) and len(points) > 0 and all(isinstance(p, Sequence) and len(p) == 2 for p in points)
+    fits = fits and all(isinstance(x, Real) and math.isfinite(x) for p in points for x in p)
     if not fits or any(a[0] > b[0] for a, b in pairwise(points)):
         raise ValueError(f"{what}: expected pairs such as [[0, 0.5], [3000, 0.2]] in ascending order, got {points!r}")
+    for _, value in points:
+        check_scalars({what: value})
+
+
+def _scalar(value: Any) -> bool:
+    return isinstance(value, Real | Tensor) and not isinstance(value, bool)
 
 
 class ScalarSchedule:
@@ -43,7 +55,7 @@ class ScalarSchedule:
     def __init__(self, optimizer: torch.optim.Optimizer, key: str, points: Points) -> None:
         check_points(points, key)
         self.optimizer, self.key, self.points, self.last_step = optimizer, key, [(float(x), float(y)) for x, y in points], 0
-        choose("scalar to schedule:", key, sorted({k for group in optimizer.param_groups for k in group}))
+        choose("scalar to schedule:", key, sorted({k for group in optimizer.param_groups for k, v in group.items() if _scalar(v)}))
         self._set()
 
     def step(self) -> None:

@@ -22,7 +22,7 @@ class _Local(threading.local):
     def __init__(self) -> None:
         self.active = False
         self.free: list[Tensor] = []  # of bytes
-        self.lent: dict[int, tuple[Tensor, Tensor]] = {}  # id of a tensor -> itself, the bytes that it lies in
+        self.lent: dict[int, Tensor] = {}  # address of the bytes -> the bytes
 
 
 _local = _Local()
@@ -30,14 +30,17 @@ _local = _Local()
 
 @contextmanager
 def active() -> Iterator[None]:
-    """Within, memory is reused. What is still lent at the end is taken back: nothing may be kept."""
-    _local.active = True
+    """Within, memory is reused. What is still lent at the end is taken back: nothing may be kept.
+
+    One within another (an optimizer that is stepped by a piece of another's rule) leaves alone what the outer one has lent.
+    """
+    before, _local.active = (_local.active, _local.lent), True
+    _local.lent = {}
     try:
         yield
     finally:
-        _local.active = False
-        _local.free += [memory for _, memory in _local.lent.values()]
-        _local.lent.clear()
+        _local.free += _local.lent.values()
+        _local.active, _local.lent = before
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -51,11 +54,21 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     else:
         memory = torch.empty(size, dtype=torch.uint8)
     tensor = memory[:size].view(dtype).view(shape)
-    _local.lent[id(tensor)] = (tensor, memory)
+    _local.lent[memory.data_ptr()] = memory
     return tensor
 
 
-def release(tensor: Tensor) -> None:
-    """Gives back what `empty` lent. Any other tensor is left alone."""
-    if _local.lent and id(tensor) in _local.lent:
-        _local.free.append(_local.lent.pop(id(tensor))[1])
+def release(tensor: Tensor, *, kept: Tensor | None = None) -> None:
+    """Gives back the memory of a tensor that `empty` lent, or of a view of one; not if `kept` lies in it too. Any other tensor
+    is left alone."""
+    if not _local.lent:
+        return
+    address = tensor.untyped_storage().data_ptr()
+    if address in _local.lent and (kept is None or kept.untyped_storage().data_ptr() != address):
+        _local.free.append(_local.lent.pop(address))
+
+
+def own(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy for keeps of what lies in memory that `empty` lent."""
+    lent = _local.lent and tensor.untyped_storage().data_ptr() in _local.lent
+    return tensor.clone() if lent else tensor

@@ -81,7 +81,9 @@ class Stack:
             stacked = grads[0].unsqueeze(0)
         else:
             stacked = torch.stack(grads, out=scratch.empty((len(grads), *grads[0].shape), grads[0].dtype, grads[0].device))
-        return stacked.to(state_dtype(self.members[0].param))
+        converted = stacked.to(state_dtype(self.members[0].param))
+        scratch.release(stacked, kept=converted)
+        return converted
 
     def scalar(self, value: Scalar, multiplier: float | list[float], run: list[int]) -> Scalar:
         """A group's scalar times its multiplier(s): a number where one serves all rows, else a tensor (B, 1, 1)."""

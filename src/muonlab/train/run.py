@@ -53,7 +53,8 @@ def train(
 
     With `resume` a folder's unfinished run goes on exactly where its newest whole checkpoint is (bit for bit on the same CPU), a
     finished one returns its result, and an empty folder starts. Raises InputError for bad input, Interrupted after SIGINT or
-    SIGTERM (everything saved), RunError where the folder cannot be written any more.
+    SIGTERM (everything saved), RunError where the folder cannot be written any more, or a
+    gradient is not finite and `nonfinite` is "raise".
     """
     folder = RunFolder(out)
     known = _check(folder, recipe, seed, resume)
@@ -79,6 +80,8 @@ def train(
             kept = f"{saved[0].name} is saved" if saved else "there is no checkpoint yet"
             remedy = "Mend this (make room?), then go on with --resume."
             raise RunError(f"{out}: stopped at step {trainer.step}: {reason}; {kept}. {remedy}") from None
+        except FloatingPointError as error:  # optimizer.nonfinite = "raise"
+            raise RunError(f"{out}: stopped at step {trainer.step}: {error}") from None
 
 
 @dataclass
@@ -143,7 +146,7 @@ class _Session:
         trainer = self.trainer
         tokens = trainer.step * trainer.recipe.tokens_per_step
         row: dict[str, Any] = {"step": trainer.step, "tokens": tokens, "seconds": self.seconds}
-        row |= {"train_loss": self.train_loss, "lr": trainer.lr}
+        row |= {"train_loss": self.train_loss, "lr": trainer.lr, **self._skipped()}
         if evaluate:
             self.val_loss = row["val_loss"] = trainer.evaluate()
         broken = [key for key in ("train_loss", "val_loss") if not math.isfinite(row.get(key) or 0.0)]
@@ -152,6 +155,11 @@ class _Session:
         self.folder.append_row(row | ({"diverged": True} if broken else {}))
         self.rows += 1
         return not broken
+
+    def _skipped(self) -> dict[str, int]:
+        """Steps left out so far for a gradient that was not finite; nothing where there are none."""
+        skipped = self.trainer.optimizer.skipped
+        return {"skipped": skipped} if skipped else {}
 
     def _checkpoint(self) -> None:
         self.folder.sync_rows()
@@ -178,6 +186,7 @@ class _Session:
             "val_loss": losses[-1] if finished else None,
             "best_val_loss": min(losses, default=None),
             "weights_sha256": checkpoints.weights_sha256(self.trainer.model),
+            **self._skipped(),
         }
         write_json(self.folder.result_file, result)
         return result

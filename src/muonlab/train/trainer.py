@@ -154,7 +154,7 @@ class Trainer:
         random = {"cpu": torch.get_rng_state()}
         if torch.device(self.machine.device).type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.machine.device)
-        progress = {**progress, "step": self.step, "loader": self.loader.state_dict()}
+        progress = {**progress, "step": self.step, "skipped": self.optimizer.skipped, "loader": self.loader.state_dict()}
         return Checkpoint(self.model.state_dict(), self.optimizer.state_dict(), random, progress)
 
     def restore(self, checkpoint: Checkpoint) -> float:
@@ -166,4 +166,5 @@ class Trainer:
             torch.cuda.set_rng_state(checkpoint.random["cuda"], self.machine.device)
         self.loader.load_state_dict(checkpoint.progress["loader"])
         self.step = checkpoint.progress["step"]
+        self.optimizer.skipped = checkpoint.progress.get("skipped", 0)  # not in checkpoints of before there was this count
         return checkpoint.progress["seconds"]
