@@ -20,6 +20,8 @@ __all__ = ["Muon", "Optimizer", "optimizer", "optimizers", "orthogonalize"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "optim":
+        return importlib.import_module("muonlab.optim")
     if name in __all__:
         return getattr(importlib.import_module("muonlab.optim"), name)
     raise AttributeError(f"module 'muonlab' has no attribute {name!r}")

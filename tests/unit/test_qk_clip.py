@@ -11,6 +11,7 @@ from torch import Tensor
 import muonlab
 from muonlab.models.gpt import GPTConfig, rotate
 from muonlab.optim import QKClip
+from muonlab.optim.variants import variant
 from muonlab.streams import stream_seed
 
 
@@ -182,3 +183,19 @@ def test_a_logit_that_says_nothing_changes_nothing(value):
 def test_a_model_that_shows_no_layers_is_refused_at_once():
     with pytest.raises(TypeError, match=r"Linear has no qk_layers\(\)"):
         QKClip(torch.nn.Linear(4, 4))
+
+
+def test_muown_takes_row_lengths_as_others_left_them():
+    """Halved from outside, the weights stay halved: their lengths are not state that comes back."""
+    generator = torch.Generator().manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(6, 8, generator=generator))
+    optimizer = muonlab.optim.Optimizer([p], variant("muown").rule(), lr=1e-3)
+    norms = []
+    for step in range(3):
+        if step == 2:
+            with torch.no_grad():
+                p.mul_(0.5)
+        p.grad = torch.randn(6, 8, generator=generator)
+        optimizer.step()
+        norms.append(p.norm().item())
+    assert norms[2] < 0.6 * norms[1]

@@ -49,7 +49,8 @@ class Muown:
         t = state["step"].add_(1).double().reshape(-1, 1, 1)
         norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
         started = state["radius"] > 0
-        g = torch.where(started, state["length"], norm)
+        # From the weights, so that what others do to them (QK-Clip, a load by hand) counts; Adam may have turned the sign.
+        g = norm.copysign(state["length"])
         r = torch.where(started, state["radius"], norm)
         safe_g, safe_r = torch.where(g == 0, 1.0, g), torch.where(r > 0, r, 1.0)
         unit = w / safe_g  # rows of norm 1, or 0

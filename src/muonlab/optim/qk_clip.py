@@ -39,12 +39,13 @@ class QKClip:
     def __init__(self, model: Any, *, tau: float = 100.0, alpha: float = 0.5) -> None:
         check_range("tau", tau, 0.0, float("inf"), open_low=True)
         check_range("alpha", alpha, 0.0, 1.0)
-        if not hasattr(model, "qk_layers") and not isinstance(model, Sequence):
+        show = getattr(model, "qk_layers", None)
+        if show is None and not isinstance(model, Sequence):
             raise TypeError(
                 f"{type(model).__name__} has no qk_layers(): write it (see QKLayer), give a list of QKLayer, or, of a "
                 "wrapped model, the one inside"
             )
-        self.layers: Sequence[QKLayer] = model.qk_layers() if hasattr(model, "qk_layers") else model
+        self.layers: Sequence[QKLayer] = show() if show else model
         self.tau, self.alpha = tau, alpha
         self.clipped = 0  # heads, over all steps
 
