@@ -11,6 +11,7 @@ from torch import Tensor
 from muonlab.names import choose
 from muonlab.optim.apply import Subtract
 from muonlab.optim.checks import check_range
+from muonlab.optim.rules import Stateless
 
 if TYPE_CHECKING:
     from muonlab.optim.rules import Scalar, Step
@@ -27,7 +28,7 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RadialBrake:
+class RadialBrake(Stateless):
     """Scales the part of the update along W: by `outward` where the step makes W grow, by `inward` where it shrinks it.
 
     (modded-nanogpt, optimization benchmark, PR 294: 0.5 and 1.) Both 0 is nearly the hyperball; outward 0 alone is AdamP's.
@@ -39,12 +40,6 @@ class RadialBrake:
     def __post_init__(self) -> None:
         check_range("outward", self.outward, 0.0, float("inf"))
         check_range("inward", self.inward, 0.0, float("inf"))
-
-    def scalars(self) -> dict[str, Any]:
-        return {}
-
-    def init(self, like: Tensor) -> dict[str, Tensor]:
-        return {}
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         w = step.matrices()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+
+from muonlab.names import choose
 
 if TYPE_CHECKING:
     from muonlab.optim.rules import Scalar, Step
@@ -149,7 +151,7 @@ class Hyperball(Sphere):
     never move: it takes the step that it would without the constraint.
     """
 
-    eps: float = field(default=1e-10)
+    eps: float = 1e-10
 
     def _update(self, u: Tensor, radius: Tensor) -> Tensor:
         return torch.where(radius > 0, u * (radius / _frobenius(u).clamp(min=self.eps)), u)
@@ -163,8 +165,6 @@ CONSTRAINTS = ("none", "unit_norm", "geodesic", "geodesic_by_norm", "sphere")
 
 def constraint(name: str, every: int = 1) -> Apply:
     """The way of applying an update that keeps the norm of that name. Raises ValueError for an unknown one."""
-    from muonlab.names import choose
-
     choose("constraint", name, CONSTRAINTS)
     if every != 1 and name != "unit_norm":
         raise ValueError(f"project_every goes with constraint 'unit_norm', not with {name!r}")

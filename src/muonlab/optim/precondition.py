@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from muonlab.optim.checks import check_range, check_whole
+from muonlab.optim.rules import Stateless
 
 if TYPE_CHECKING:
     from muonlab.optim.polar import Orthogonalizer
@@ -16,14 +17,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sign:
+class Sign(Stateless):
     """U ← sign(U): AdaMuon's (arXiv 2507.11005 v2), against single entries that dominate. State: none."""
-
-    def scalars(self) -> dict[str, Any]:
-        return {}
-
-    def init(self, like: Tensor) -> dict[str, Tensor]:
-        return {}
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         return x.sign()
