@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from muonlab.cli import commands as cli
+from muonlab.cli import app as cli
 
 TINY = """
 [model]

@@ -1,5 +1,5 @@
 """The command line: parses, calls, prints. Data on stdout, everything else on stderr."""
 
-from muonlab.cli.commands import main
+from muonlab.cli.app import main
 
 __all__ = ["main"]
