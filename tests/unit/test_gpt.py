@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from muonlab.models.attention import rotary_table, rotate
 from muonlab.models.counting import size_of
-from muonlab.models.gpt import GPTConfig, rotary_table, rotate
+from muonlab.models.gpt import GPTConfig
 from muonlab.streams import stream_seed
 
 SMALL = GPTConfig(layers=2, width=32, head_width=16, context=24)
@@ -130,3 +131,84 @@ def test_sizes_from_the_toy_to_the_benchmark():
 def test_sizes_that_do_not_fit_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         GPTConfig(**sizes)
+
+
+def test_grouped_queries_are_attention_with_repeated_keys_and_values():
+    grouped = build(SMALL.model_copy(update={"width": 64, "kv_heads": 2}))
+    full = build(SMALL.model_copy(update={"width": 64}))
+    state = {name: p for name, p in grouped.state_dict().items() if not name.endswith(("k.weight", "k.bias", "v.weight", "v.bias"))}
+    for name, p in grouped.state_dict().items():
+        if name not in state:  # rows of one head of 16 serve two heads
+            state[name] = p.unflatten(0, (2, 16)).repeat_interleave(2, dim=0).flatten(0, 1)
+    full.load_state_dict(state)
+    tokens = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(grouped(tokens), full(tokens))
+
+
+@pytest.mark.parametrize(("pattern", "blocks", "seen"), [("L", 2, 8), ("S", 2, 4), ("S", 1, 4), ("L", 9, 24)])
+def test_a_window_hides_what_lies_before_it(pattern, blocks, seen):
+    model = build(SMALL.model_copy(update={"layers": 1, "window_pattern": pattern, "window_block": 4}))
+    model.set_window(blocks)
+    tokens = torch.randint(0, 50, (1, 24), generator=torch.Generator().manual_seed(2))
+    for position in range(24):
+        changed = tokens.clone()
+        changed[:, position] = (changed[:, position] + 1) % 50
+        differs = (model(tokens) - model(changed)).abs().amax(dim=(0, 2)) > 1e-9
+        expected = torch.zeros(24, dtype=torch.bool)
+        expected[position : position + seen] = True
+        assert torch.equal(differs, expected)
+
+
+def test_a_window_of_the_whole_context_is_plain_attention():
+    windowed = build(SMALL.model_copy(update={"window_pattern": "L", "window_block": 8}))
+    tokens = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(windowed(tokens), build()(tokens))
+
+
+def test_layers_take_long_and_short_windows_in_turn():
+    model = build(SMALL.model_copy(update={"layers": 2, "window_pattern": "SL", "window_block": 2}))
+    model.set_window(4)  # short: 4 tokens, long: 8; two layers see 4 + 8 − 1 back
+    tokens = torch.randint(0, 50, (1, 24), generator=torch.Generator().manual_seed(2))
+    changed = tokens.clone()
+    changed[:, 0] = (changed[:, 0] + 1) % 50
+    differs = (model(tokens) - model(changed)).abs().amax(dim=(0, 2)) > 1e-12
+    assert differs[:11].all()
+    assert not differs[11:].any()
+
+
+def test_a_tied_head_shares_the_embedding():
+    model = build(SMALL.model_copy(update={"tied": True}))
+    assert size_of(SMALL.model_copy(update={"tied": True}), 50).parameters == size_of(SMALL, 50).parameters - 33 * 50
+    tokens = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(2))
+    hidden = []
+    model.norm_out.register_forward_hook(lambda module, inputs, output: hidden.append(output))
+    logits = model(tokens)
+    raw = hidden[0] @ model.embed.weight.T
+    torch.testing.assert_close(logits.double(), 15 * raw / (raw**2 + 225).sqrt(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_residual_scale_multiplies_every_branch():
+    plain, scaled = build(), build(SMALL.model_copy(update={"residual_scale": 0.7}))
+    for name, p in plain.named_parameters():  # the same function: the factor moved into the projections
+        if "proj" in name:
+            p.data *= 0.7
+    tokens = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(scaled(tokens), plain(tokens))
+
+
+@pytest.mark.parametrize(("learned", "count"), [("layer", 1), ("branch", 2)])
+def test_a_learned_residual_scale_starts_at_its_value_and_gets_gradients(learned, count):
+    fixed = build(SMALL.model_copy(update={"residual_scale": 0.7}))
+    model = build(SMALL.model_copy(update={"residual_scale": 0.7, "residual_scale_learned": learned}))
+    tokens = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(model(tokens), fixed(tokens), rtol=1e-6, atol=1e-6)
+    model(tokens).square().sum().backward()
+    for block in model.blocks:
+        assert block.residual_scales.shape == (count,)
+        assert (block.residual_scales.grad != 0).all()
+    assert {name for name, role in model.roles().items() if role == "matrix"} == {"blocks.*.weight"}
+
+
+def test_kv_heads_must_divide_the_heads():
+    with pytest.raises(ValueError, match="divisor of the number of heads, 2, got 3"):
+        GPTConfig(layers=1, width=32, head_width=16, kv_heads=3)

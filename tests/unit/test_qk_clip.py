@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import muonlab
-from muonlab.models.gpt import GPTConfig, rotate
+from muonlab.models.attention import rotate
+from muonlab.models.gpt import GPTConfig
 from muonlab.optim import QKClip
 from muonlab.optim.variants import variant
 from muonlab.streams import stream_seed

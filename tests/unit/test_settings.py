@@ -136,6 +136,39 @@ def test_warmup_constant_and_floor():
     assert factors(cooldown=0.0) == [1.0] * 100
 
 
+def test_a_tail_follows_the_cooldown_at_the_floor():
+    """The record's: constant to the middle, linear to 0.1, then 40 of 2245 steps at 0.1."""
+    found = factors(steps=2245, cooldown=0.5, floor=0.1, tail=40 / 2245)
+    for t, factor in enumerate(found):
+        x = t / 2205
+        assert factor == pytest.approx(1.0 if x < 0.5 else 1.0 - 0.9 * (x - 0.5) / 0.5 if x < 1 else 0.1)
+
+
+def test_windows_in_any_number_of_parts_and_smooth():
+    three, six = ScheduleConfig(windows=[3, 7, 11]), ScheduleConfig(windows=[1, 2, 3, 4, 5, 6])
+    assert [three.window_at(t, 9, 8) for t in range(9)] == [3] * 3 + [7] * 3 + [11] * 3
+    assert [six.window_at(t, 12, 8) for t in range(12)] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
+    smooth = ScheduleConfig(windows="smooth")
+    for t in range(100):  # modded-nanogpt's, of 3456 = 27 blocks of 128 tokens
+        x = t / 100
+        tokens = 3456 * (4 * x**3 - 6 * x**2 + 3 * x)
+        assert smooth.window_at(t, 100, 27) * 128 == max(128, math.ceil(round(tokens / 128, 9)) * 128)
+
+
+def test_windows_need_a_pattern_and_a_part():
+    with pytest.raises(ValueError, match=r"needs model.window_pattern"):
+        recipe(schedule={"windows": [3, 7]})
+    with pytest.raises(ValueError, match="at least one part"):
+        recipe(model={"window_pattern": "L"}, schedule={"windows": []})
+
+
+def test_extras_that_are_off_leave_the_identity_of_a_run_alone():
+    off = {"context": 64, "kv_heads": None, "tied": False, "residual_scale": 1, "window_block": 128}
+    assert recipe(model=off, schedule={"tail": 0.0, "windows": None}).run_id(0) == recipe().run_id(0)
+    assert recipe(model={"context": 64, "residual_scale": 0.9}).run_id(0) != recipe().run_id(0)
+    assert recipe(model={"context": 64, "residual_scale": 0.9}).canonical()["model"]["residual_scale"] == 0.9
+
+
 def test_cosine_meets_linear_at_its_ends_and_middle():
     found = factors(cooldown=1.0, shape="cosine")
     assert found[0] == 1.0

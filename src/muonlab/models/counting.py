@@ -30,6 +30,7 @@ def size_of(config: GPTConfig, vocab_size: int) -> Size:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(tokens).sum().backward()
     matmul = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    matmul += model.embed.weight.numel() if config.tied else 0
     return Size(
         parameters=sum(p.numel() for p in model.parameters()),
         matmul_parameters=matmul,

@@ -2,18 +2,27 @@
 
 RMSNorm with gains, QK-norm, half-truncated RoPE, ReLU² MLP, soft-capped logits, zero-initialized projections.
 The benchmark's own size: 12 layers, width 768, heads of 128, vocabulary 50304, context 1024.
+
+Extras, all off by default: grouped queries, a tied head, sliding windows, a residual scale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
+
+from muonlab.models.attention import Attention, QKLayer, RMSNorm, rotary_table, window_mask
+
+
+def extra(off: Any, **about: Any) -> Any:
+    """A config key for something that is not there unless asked for: at `off` it is left out of the recipe's canonical form, so
+    that runs keep their identity when a new extra comes into the world."""
+    return Field(off, exclude_if=lambda value: value == off, **about)
 
 
 class GPTConfig(BaseModel):
@@ -34,100 +43,31 @@ class GPTConfig(BaseModel):
     attention_scale: float = Field(0.12, gt=0, description="softmax scale of queries and keys")
     logit_cap: float = Field(15.0, gt=0, description="logits are cap·x/sqrt(x² + cap²)")
 
+    kv_heads: PositiveInt | None = extra(None, description="heads of keys and values (grouped queries); default: as many as heads")
+    tied: bool = extra(False, description="the head's matrix is the embedding's")
+    window_pattern: str | None = extra(
+        None, pattern="^[LS]+$", description="sliding windows: L(ong) or S(hort, half as many blocks) for each layer, repeated"
+    )
+    window_block: PositiveInt = extra(128, description="tokens per block, the unit of windows; see schedule.windows")
+    residual_scale: float = extra(1.0, description="factor on what each branch adds to the residual stream")
+    residual_scale_learned: Literal["no", "layer", "branch"] = extra(
+        "no", description="train the residual scale, one for each layer or for each branch; residual_scale is its start"
+    )
+
     @model_validator(mode="after")
     def _heads_fit(self) -> GPTConfig:
         if self.width % self.head_width:
             raise ValueError(f"width {self.width} is not a multiple of head_width {self.head_width}")
         if self.head_width % 4:
             raise ValueError(f"head_width must be a multiple of 4 (half of its pairs rotate), got {self.head_width}")
+        if self.kv_heads is not None and (self.width // self.head_width) % self.kv_heads:
+            heads = self.width // self.head_width
+            raise ValueError(f"kv_heads: expected a divisor of the number of heads, {heads}, got {self.kv_heads}")
         return self
 
     def build(self, vocab_size: int) -> GPT:
         """The module, uninitialized; vocab_size is used where the config leaves it open."""
         return GPT(self, self.vocab_size or vocab_size)
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) ⊙ gains, over the last dimension."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gains = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:  # (..., width)
-        return F.rms_norm(x, (x.shape[-1],), self.gains.to(x.dtype))
-
-
-def rotary_table(length: int, head_width: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin (length, head_width / 2) of half-truncated RoPE: the first half of the pairs turns, at
-    frequencies from 1 down to 1/base; the second half stands still."""
-    turning = (1 / base) ** torch.linspace(0, 1, head_width // 4, dtype=torch.float64)
-    frequency = torch.cat([turning, torch.zeros(head_width // 4, dtype=torch.float64)])
-    angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
-    return angle.cos().float(), angle.sin().float()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the pairs (x_i, x_{i + d/2}) of x (B, T, heads, d) by the table's angles (T, d / 2)."""
-    x1, x2 = x.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1).to(x.dtype)
-
-
-class Attention(nn.Module):
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        d = config.width
-        self.heads, self.scale, self.qk_norm = d // config.head_width, config.attention_scale, config.qk_norm
-        self.max_logits: Tensor | None = None  # (heads,), where it is recorded
-        self.record_logits = False
-        self.q = nn.Linear(d, d, bias=config.bias)
-        self.k = nn.Linear(d, d, bias=config.bias)
-        self.v = nn.Linear(d, d, bias=config.bias)
-        self.proj = nn.Linear(d, d, bias=config.bias)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # (B, T, d)
-        B, T, d = x.shape
-        q, k, v = (f(x).view(B, T, self.heads, -1) for f in (self.q, self.k, self.v))
-        q, k = (rotate(F.rms_norm(u, (u.shape[-1],)) if self.qk_norm else u, cos, sin) for u in (q, k))
-        if self.record_logits and self.training:
-            self._record(q.detach(), k.detach())
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, scale=self.scale
-        )  # (B, heads, T, head_width)
-        return self.proj(y.transpose(1, 2).reshape(B, T, d))
-
-    def _record(self, q: Tensor, k: Tensor) -> None:  # (B, T, heads, head_width)
-        logits = torch.einsum("bthd,bshd->bhts", q.float(), k.float()) * self.scale
-        future = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device).triu(1)
-        largest = logits.masked_fill(future, -torch.inf).amax((0, 2, 3))
-        self.max_logits = largest if self.max_logits is None else torch.maximum(self.max_logits, largest)
-
-
-@dataclass
-class QKLayer:
-    """What QK-Clip has to know of an attention layer: `muonlab.optim.QKClip` reads and scales it."""
-
-    attention: Attention
-
-    @property
-    def heads(self) -> int:
-        return self.attention.heads
-
-    @property
-    def query(self) -> list[Tensor]:
-        return list(self.attention.q.parameters())
-
-    @property
-    def key(self) -> list[Tensor]:
-        return list(self.attention.k.parameters())
-
-    @property
-    def max_logits(self) -> Tensor | None:
-        return self.attention.max_logits
-
-    def reset(self) -> None:
-        self.attention.max_logits = None
 
 
 class MLP(nn.Module):
@@ -142,14 +82,24 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """x + s·attention(norm(x)), then x + s·mlp(norm(x)); s is the residual scale."""
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.norm1, self.attention = RMSNorm(config.width), Attention(config)
         self.norm2, self.mlp = RMSNorm(config.width), MLP(config)
+        learned = {"no": 0, "layer": 1, "branch": 2}[config.residual_scale_learned]
+        self.residual_scales = nn.Parameter(torch.full((learned,), config.residual_scale)) if learned else None
+        self.residual_scale = config.residual_scale
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # (B, T, d)
-        x = x + self.attention(self.norm1(x), cos, sin)
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:  # x: (B, T, d)
+        x = x + self._scaled(self.attention(self.norm1(x), cos, sin, mask), 0)
+        return x + self._scaled(self.mlp(self.norm2(x)), 1)
+
+    def _scaled(self, branch: Tensor, which: int) -> Tensor:
+        if self.residual_scales is not None:
+            return self.residual_scales[which % len(self.residual_scales)].to(branch.dtype) * branch
+        return branch if self.residual_scale == 1.0 else self.residual_scale * branch
 
 
 class GPT(nn.Module):
@@ -157,6 +107,7 @@ class GPT(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    window: Tensor  # (2,): tokens that long and short layers see
 
     def __init__(self, config: GPTConfig, vocab_size: int) -> None:
         super().__init__()
@@ -165,18 +116,29 @@ class GPT(nn.Module):
         self.norm_in = RMSNorm(config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm_out = RMSNorm(config.width)
-        self.head = nn.Linear(config.width, vocab_size, bias=config.bias)
+        self.head = None if config.tied else nn.Linear(config.width, vocab_size, bias=config.bias)
         cos, sin = rotary_table(config.context, config.head_width, config.rope_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        # a tensor, so that a window that changes in training does not compile the model again
+        self.register_buffer("window", torch.zeros(2, dtype=torch.int64), persistent=False)
+        self.set_window(-(-config.context // config.window_block))
+
+    @torch.no_grad()
+    def set_window(self, blocks: int) -> None:
+        """Lets long layers see `blocks` blocks of config.window_block tokens, short ones half as many (at least one)."""
+        self.window[0] = blocks * self.config.window_block
+        self.window[1] = max(1, blocks // 2) * self.config.window_block
 
     def forward(self, tokens: Tensor) -> Tensor:
-        T = tokens.shape[1]
+        T, pattern = tokens.shape[1], self.config.window_pattern
         cos, sin = self.cos[:T], self.sin[:T]
+        masks = {kind: window_mask(T, self.window["LS".index(kind)]) for kind in set(pattern or "")}
         x = self.norm_in(self.embed(tokens))
-        for block in self.blocks:
-            x = block(x, cos, sin)
-        logits = self.head(self.norm_out(x)).float()
+        for i, block in enumerate(self.blocks):
+            x = block(x, cos, sin, masks[pattern[i % len(pattern)]] if pattern else None)
+        x = self.norm_out(x)
+        logits = (F.linear(x, self.embed.weight) if self.head is None else self.head(x)).float()
         cap = self.config.logit_cap
         return cap * logits * torch.rsqrt(logits.square() + cap * cap)
 
@@ -187,10 +149,13 @@ class GPT(nn.Module):
         for name, p in self.named_parameters():
             if name.endswith("gains"):
                 p.fill_(1.0)
+            elif name.endswith("residual_scales"):
+                p.fill_(self.config.residual_scale)
             elif p.ndim < 2 or "proj" in name or name.startswith("head"):
                 p.zero_()
             elif name.startswith("embed"):
-                p.normal_(generator=generator(name))
+                # tied, it also makes the logits: GPT-2's 0.02 lets them start small
+                p.normal_(std=0.02 if self.config.tied else 1.0, generator=generator(name))
             else:
                 p.normal_(std=(0.33 / p.shape[1]) ** 0.5, generator=generator(name))
 
@@ -208,4 +173,5 @@ class GPT(nn.Module):
 
     def roles(self) -> dict[str, str]:
         """{pattern: role} for whoever builds an optimizer."""
-        return {"*": "vector", "embed.weight": "embedding", "head.weight": "head", "blocks.*.weight": "matrix"}
+        head = {} if self.config.tied else {"head.weight": "head"}
+        return {"*": "vector", "embed.weight": "embedding", **head, "blocks.*.weight": "matrix"}

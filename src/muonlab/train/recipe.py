@@ -194,6 +194,8 @@ class Recipe(BaseModel):
     def _vocabulary_known(self) -> Recipe:
         if self.data.source == "bin" and self.model.vocab_size is None:
             raise ValueError("model.vocab_size: missing; token shards do not say how large their vocabulary is (GPT-2's: 50304)")
+        if self.schedule.windows is not None and self.model.window_pattern is None:
+            raise ValueError("schedule.windows: needs model.window_pattern (L: the long window in all layers)")
         if self.train.eval_tokens < self.model.context:
             raise ValueError(
                 f"train.eval_tokens: expected at least model.context, {self.model.context}, got {self.train.eval_tokens}"
@@ -206,7 +208,8 @@ class Recipe(BaseModel):
 
     def canonical(self) -> dict[str, Any]:
         """Every key with its value, defaults and the optimizer's options included, as JSON types: recipes that mean the same
-        have equal canonical forms, and a default that changes changes them. Reads back as the same recipe."""
+        have equal canonical forms, and a default that changes changes them. Only extras that are off are left out. Reads back
+        as the same recipe."""
         return {**self.model_dump(mode="json"), "optimizer": self.optimizer.canonical()}
 
     def run_id(self, seed: int) -> str:
