@@ -73,8 +73,15 @@ def write_plan(directory: Path, plan: dict[str, Any]) -> None:
 def _changes(known: dict[str, Any], plan: dict[str, Any]) -> list[dict[str, Any]]:
     today = datetime.now(UTC).date().isoformat()
     before, after = ({**p, "arms": [cell["name"] for cell in p["cells"]]} for p in (known, plan))
-    keys = ("metric", "target", "margin", "alpha", "baseline", "seeds", "arms")
-    found = [{"date": today, "key": k, "before": before[k], "after": after[k]} for k in keys if before[k] != after[k]]
+    keys = ("metric", "target", "margin", "alpha", "baseline", "seeds", "arms", "budget")
+    found = [
+        {"date": today, "key": k, "before": before.get(k), "after": after.get(k)}  # old plans lack the newer keys
+        for k in keys
+        if before.get(k) != after.get(k)
+    ]
+    further = [p.get("targets", [])[1:] for p in (before, after)]
+    if further[0] != further[1]:
+        found.append({"date": today, "key": "further targets", "before": further[0], "after": further[1]})
     old, new = ({cell["name"]: flat(cell["recipe"]) for cell in p["cells"]} for p in (known, plan))
     for name in old.keys() & new.keys():
         keys = sorted(k for k in {*old[name], *new[name]} if old[name].get(k) != new[name].get(k))
