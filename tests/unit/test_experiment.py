@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from muonlab.errors import InputError
@@ -122,3 +124,20 @@ def test_a_long_name_still_fits_a_file_name():
     names = [run_folder_name("muon " + "x" * 400 + end, 1, "0" * 12) for end in ("a", "b")]
     assert len({*names}) == 2
     assert all(len(name) < 200 for name in names)
+
+
+def test_a_profile_is_laid_over_the_file(workdir):
+    Path("e.toml").write_text(
+        'question = "?"\nbase = "tiny.toml"\nseeds = 2\ntarget = 5.0\n[arms]\na = {}\nb = { optimizer.lr = 0.1 }\n'
+        "[profiles.long]\nseeds = 3\nset.train.steps = 77\narms.b.train.batch = 16\n"
+    )
+    plain, long = load_experiment("e.toml"), load_experiment("e.toml", profile="long")
+    assert (plain.name, long.name) == ("e", "e-long")
+    assert len(long.config.seeds) == 3
+    assert [cell.recipe.train.steps for cell in long.cells] == [77, 77]
+    assert long.cells[1].recipe.train.batch == 16
+    assert long.cells[1].recipe.optimizer.lr == 0.1
+    assert long.config.target == 5.0
+    assert "profiles" not in plan_of(long, {})
+    with pytest.raises(InputError, match="there is no profile 'lon'; did you mean 'long'"):
+        load_experiment("e.toml", profile="lon")

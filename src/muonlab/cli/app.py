@@ -39,6 +39,7 @@ Set = Annotated[
     list[str] | None,
     Parameter(name="--set", help="KEY=VALUE, a dotted key of the recipe such as optimizer.lr=0.02; may be repeated", negative=()),
 ]
+Profile = Annotated[str | None, Parameter(help="one of the file's profiles, such as gpu")]
 Device = Annotated[str | None, Parameter(help="cpu, cuda or cuda:N; default: CUDA where there is one")]
 Json = Annotated[bool, Parameter(name="--json", help="print JSON", negative=())]
 

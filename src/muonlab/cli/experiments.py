@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from muonlab.cli.app import Device, Json, Set, app, positive
+from muonlab.cli.app import Device, Json, Profile, Set, app, positive
 
 
 @app.command
@@ -16,6 +16,7 @@ def sweep(
     experiment: Path,
     *,
     set: Set = None,
+    profile: Profile = None,
     out: Path | None = None,
     workers: Annotated[int | None, Parameter(help="processes at once; default: one a core (CPU) or one (CUDA)")] = None,
     device: Device = None,
@@ -35,7 +36,7 @@ def sweep(
     from muonlab.lab.runner import sweep as run_sweep
 
     positive("--workers", workers)
-    loaded = load_experiment(experiment, tuple(set or ()))
+    loaded = load_experiment(experiment, tuple(set or ()), profile)
     folder = out or Path("runs") / loaded.name
     with SweepDisplay([cell.name for cell in loaded.cells], list(loaded.config.seeds)) as display:
         run_sweep(loaded, folder, workers=workers, device=device, on_event=display.hear)

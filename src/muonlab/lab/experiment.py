@@ -85,6 +85,9 @@ class ExperimentConfig(BaseModel):
         None,
         description="experiment files that chose these settings; their seeds, and those of what tuned them, may not be used here",
     )
+    profiles: dict[str, dict[str, Any]] = Field(
+        {}, description="name -> changes of this file, such as another base and longer arms for a GPU: muonlab sweep --profile NAME"
+    )
 
     @model_validator(mode="after")
     def _seeds_fit(self) -> ExperimentConfig:
@@ -114,19 +117,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class Experiment:
-    name: str  # the file's stem
+    name: str  # the file's stem, and the profile's name
     config: ExperimentConfig
     cells: list[Cell]
     baseline: str | None  # a cell's name
 
 
-def load_experiment(path: str | Path, overrides: tuple[str, ...] = ()) -> Experiment:
+def load_experiment(path: str | Path, overrides: tuple[str, ...] = (), profile: str | None = None) -> Experiment:
     """Reads an experiment and the recipes of all its cells. Raises InputError, all problems at once.
 
-    overrides: "dotted.key=value" changes for all arms, as for a run; not of keys that an arm sets itself.
+    overrides: "dotted.key=value" changes for all arms, as for a run; not of keys that an arm sets itself. profile: the one of the
+    file's profiles that is laid over it.
     """
     path = Path(path)
-    raw = read_toml(path)
+    raw = _profiled(path, read_toml(path), profile)
     config = validated(ExperimentConfig, raw, str(path))
     base = with_overrides(merge(_referred(path, "base", config.base), config.set), overrides)
     fixed = list(flat(with_overrides({}, overrides)))
@@ -154,7 +158,19 @@ def load_experiment(path: str | Path, overrides: tuple[str, ...] = ()) -> Experi
     if problems:
         raise InputError(*dict.fromkeys(problems))
     config = config.model_copy(update={"seeds": _fresh_seeds(path, config, counted=isinstance(raw["seeds"], int))})
-    return Experiment(path.stem, config, cells, _baseline(path, config, cells))
+    name = path.stem if profile is None else f"{path.stem}-{profile}"
+    return Experiment(name, config, cells, _baseline(path, config, cells))
+
+
+def _profiled(path: Path, raw: dict[str, Any], profile: str | None) -> dict[str, Any]:
+    """The file's content with one of its profiles laid over it."""
+    if profile is None:
+        return raw
+    profiles = validated(ExperimentConfig, raw, str(path)).profiles
+    if profile not in profiles:
+        known = did_you_mean(profile, profiles) if profiles else "this file has none"
+        raise InputError(f"{path}: there is no profile {profile!r}; {known}")
+    return merge(raw, profiles[profile])
 
 
 def _referred(path: Path, key: str, name: str) -> dict[str, Any]:
@@ -223,7 +239,7 @@ def run_folder_name(cell: str, seed: int, run_id: str) -> str:
 def plan_of(experiment: Experiment, machine: dict[str, Any]) -> dict[str, Any]:
     """What a sweep's folder says of its experiment (experiment.json): settings, cells with their whole recipes, and the runs,
     seed by seed, so that half a sweep has as many runs of each arm. machine: device, threads and precision of each run."""
-    config = experiment.config.model_dump(mode="json", exclude={"arms", "grid", "zip", "set", "base"})
+    config = experiment.config.model_dump(mode="json", exclude={"arms", "grid", "zip", "set", "base", "profiles"})
     targets = experiment.config.all_targets()
     config |= {"target": targets[0] if targets else None, "targets": targets}
     if (budget := experiment.config.budget) is not None:
