@@ -76,10 +76,9 @@ def paired(
     x, y = np.asarray(arm, dtype=float), np.asarray(baseline, dtype=float)
     d, n = x - y, len(x)
     test = "Wilcoxon" if ranks else "paired t"
-    if n < 2 or np.ptp(d) == 0:
-        return Pairing(
-            float(d.mean()), math.nan, math.nan, math.nan, None if margin is None else math.nan, n, math.nan, False, test
-        )
+    if n < 2 or np.ptp(d) <= 1e-12 * np.abs([x, y]).max():  # no spread but that of rounding
+        no_margin = None if margin is None else math.nan
+        return Pairing(float(d.mean()), math.nan, math.nan, math.nan, no_margin, n, math.nan, False, test)
     correlation, shown = math.nan, False
     if n > 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
         found: Any = stats.pearsonr(x, y, alternative="greater")
@@ -128,7 +127,7 @@ def dunnett(arms: Mapping[str, Sequence[float]], baseline: str) -> dict[str, flo
     spread = any(np.ptp(values) > 0 for values in arms.values())
     if not others or not spread:
         return dict.fromkeys(others, math.nan)
-    found: Any = stats.dunnett(*(np.asarray(arms[name]) for name in others), control=np.asarray(arms[baseline]), random_state=0)
+    found: Any = stats.dunnett(*(np.asarray(arms[name]) for name in others), control=np.asarray(arms[baseline]), rng=0)
     return dict(zip(others, map(float, found.pvalue), strict=True))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Times:
-    """values: one for each run, None where it never reached the target; censored_at: where each of those runs ended, in their order.
+    """values: one for each run, None where it never reached the target. censored_at: where those runs ended, in their order.
 
     Raises ValueError where the two do not fit.
     """
@@ -41,8 +42,8 @@ class Times:
 
 @dataclass(frozen=True)
 class TimeSummary:
-    """median: Kaplan and Meier's, with the interval low … high (log-log bands); None where it lies beyond the last run. restricted_mean:
-    the mean of min(time, horizon), with its standard error by Greenwood's variance."""
+    """median: Kaplan and Meier's, with the interval low … high (log-log bands); None where it lies beyond the last run.
+    restricted_mean: the mean of min(time, horizon), with its standard error by Greenwood's variance."""
 
     n: int
     reached: int
@@ -62,8 +63,8 @@ def time_to_target(times: Times, *, alpha: float = 0.05, horizon: float | None =
     if times.reached:
         curve: Any = stats.ecdf(times.censored).sf
         median = _first_at_half(curve.quantiles, curve.probabilities)
-        # a band of zero width (all reached it at once) and bands that are not defined yet come out as nan
-        with np.errstate(all="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # at a survival of 0 the band is nan: not below one half
             band = curve.confidence_interval(1 - alpha, method="log-log")
         low = _first_at_half(curve.quantiles, band.low.probabilities)
         high = _first_at_half(curve.quantiles, band.high.probabilities)
@@ -86,8 +87,8 @@ def median_with_misses(values: Sequence[float | None]) -> float | None:
 
 
 def _restricted_mean(times: Times, horizon: float) -> tuple[float, float]:
-    """Area under Kaplan and Meier's curve up to the horizon, and its standard error by Greenwood's variance, × m / (m − 1) for m runs
-    that got there (Klein and Moeschberger, Survival Analysis, §4.5). Without misses these are the plain mean and its error."""
+    """Area under Kaplan and Meier's curve up to the horizon, and its standard error by Greenwood's variance, × m / (m − 1)
+    for m runs that got there (Klein and Moeschberger, Survival Analysis, §4.5). Without misses: the plain mean and its error."""
     if not times.reached:
         return horizon, math.nan
     curve: Any = stats.ecdf(times.censored).sf
@@ -126,8 +127,9 @@ class Ratio:
 def steps_ratio(arm: Times, baseline: Times, *, alpha: float = 0.05) -> Ratio:
     """How much faster in steps. All runs reached it: the ratio of geometric means, by Welch's interval of the logarithms.
 
-    With misses: the ratio of restricted means up to the last step that both arms were followed to, by the delta method; misses on one side only
-    pull it towards 1, so it is a cautious figure. Nan where there is no spread, fewer than two runs, or fewer than two hits on a side.
+    With misses: the ratio of restricted means up to the last step that both arms were followed to, by the delta method. What lies
+    beyond that step does not count, which pulls the ratio towards 1: a cautious figure. The interval is nan where there is no
+    spread, and for fewer than two hits on a side.
     """
     if not arm.censored_at and not baseline.censored_at and min([*arm.reached, *baseline.reached]) > 0:
         return _ratio_of_geometric_means(np.log(arm.reached), np.log(baseline.reached), alpha)
@@ -166,7 +168,7 @@ class Rate:
 def exchange_rate(points: Sequence[tuple[float, float]], *, groups: Sequence[Hashable] | None = None, alpha: float = 0.05) -> Rate:
     """Least squares over (steps of the run, final loss). groups: the arm of each run; arms share the slope, each at its own level.
 
-    Runs must be whole: a loss half-way through a long run is not what a short run ends at, since the learning rate had not come down.
+    Runs must be whole: a loss half-way through a long run is not what a short run ends at, for its learning rate was still high.
     Raises ValueError unless one group has two lengths, for then nothing tells steps from arms.
     """
     names = [None] * len(points) if groups is None else list(groups)
