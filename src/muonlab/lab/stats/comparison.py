@@ -166,10 +166,11 @@ def decide(
     margin is `equivalent` even where it is clearly not zero."""
     if math.isnan(comparison.p):
         return Verdict("undecided", "too few runs, or no spread between seeds: there is no estimate of chance")
-    difference = f"difference {comparison.difference:+.4f}"
+    d = _digits((comparison.high - comparison.low) / 2)
+    difference = f"difference {comparison.difference:+.{d}f}"
     if margin is not None and p_equivalence_adjusted < alpha:
         return Verdict("equivalent", f"{difference}, shown to lie within ±{margin:g} (TOST, p {_p(p_equivalence_adjusted)})")
-    level = f"{100 * (1 - alpha):g} % CI {comparison.low:+.4f} to {comparison.high:+.4f}"
+    level = f"{100 * (1 - alpha):g} % CI {comparison.low:+.{d}f} to {comparison.high:+.{d}f}"
     adjusted = f", adjusted for {claims} claims p {_p(p_adjusted)}" if claims > 1 else ""
     evidence = f"{difference}, {level}, p {_p(comparison.p)}{adjusted}"
     if p_adjusted < alpha:
@@ -185,6 +186,11 @@ def judge(comparisons: Mapping[str, Comparison], *, alpha: float, margin: float 
         name: decide(comparison, len(comparisons), p[i], same[i], alpha=alpha, margin=margin)
         for i, (name, comparison) in enumerate(comparisons.items())
     }
+
+
+def _digits(half: float) -> int:
+    """Decimals of a difference: four, or as many as show two digits of half its interval."""
+    return max(4, 1 - math.floor(math.log10(half))) if 0 < half < math.inf else 4
 
 
 def _p(p: float) -> str:
