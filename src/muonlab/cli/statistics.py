@@ -45,7 +45,7 @@ def stats(
     column: The value of a run.
     target: Did the mean get below it?
     alpha: Level of tests, 1 − alpha of intervals. Default: the speed-run rule's.
-    windows: Sizes of sliding windows, such as 40,80; for one arm with a target. Default: these, where there are twice as many runs.
+    windows: Sizes of sliding windows, such as 40,80, for one arm with a target. Default: these, for twice as many runs.
     by: Column that names the arm of a row.
     baseline: The arm that the others are compared with. Default: the first.
     margin: Differences below it do not matter: shown to lie within, an arm is equivalent.
@@ -193,17 +193,15 @@ def _time_lines(arm: ArmAnswer, question: Question, steps: str | None) -> list[s
     t = arm.times
     if t is None:
         return []
-    median = (
-        "beyond the last run" if t.median is None else f"{t.median:g} ({_level(question)} CI {_edge(t.low)} to {_edge(t.high)})"
-    )
-    return [
-        f"  {steps} to {question.target:g}: {t.reached} of {t.n} runs got there; Kaplan-Meier median {median}; "
-        f"mean up to {t.horizon:g}: {t.restricted_mean:.6g}"
-    ]
+    median = "beyond the last run"
+    if t.median is not None:
+        median = f"{t.median:g} ({_level(question)} CI {_edge(t.low)} to {_edge(t.high)})"
+    mean = f"; mean up to {t.horizon:g}: {t.restricted_mean:.6g}" if t.restricted_mean < t.horizon else ""
+    return [f"  {steps} to {question.target:g}: {t.reached} of {t.n} runs got there; Kaplan-Meier median {median}{mean}"]
 
 
 def _edge(value: float | None) -> str:
-    return "?" if value is None else f"{value:g}"
+    return "open" if value is None else f"{value:g}"
 
 
 def _claim_lines(claim: Claim, baseline: str, question: Question, steps: str | None) -> list[str]:
