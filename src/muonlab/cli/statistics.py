@@ -17,66 +17,55 @@ if TYPE_CHECKING:
     from muonlab.lab.stats import Summary
 
 
+_Files = Annotated[
+    list[Path], Parameter(help="CSV, JSONL, a JSON list, or a folder of runs; several are several arms", negative=())
+]
+
+
 @app.command
 def stats(
-    files: Annotated[list[Path], Parameter(negative=())],
+    files: _Files,
     *,
-    column: str = "val_loss",
-    target: float | None = None,
-    alpha: float = 0.01,
-    windows: str | None = None,
-    by: str | None = None,
-    baseline: str | None = None,
-    margin: float | None = None,
-    pair: str | None = None,
-    detect: float | None = None,
-    power: float = 0.9,
-    steps: str | None = None,
-    run: str = "run",
+    column: Annotated[str, Parameter(help="the value of a run")] = "val_loss",
+    target: Annotated[float | None, Parameter(help="did the mean get below it?")] = None,
+    alpha: Annotated[float, Parameter(help="level of tests, 1 − alpha of intervals; the default is the speed-run rule's")] = 0.01,
+    by: Annotated[str | None, Parameter(help="column that names the arm of a row; default: arm, if there is one")] = None,
+    baseline: Annotated[str | None, Parameter(help="arm that the others are compared with; default: the first")] = None,
+    margin: Annotated[float | None, Parameter(help="differences below it do not matter: equivalent")] = None,
+    pair: Annotated[
+        str | None, Parameter(help="column that pairs runs of different arms; default: seed, shown beside only")
+    ] = None,
+    detect: Annotated[float | None, Parameter(help="say how many runs a difference of this size needs")] = None,
+    power: Annotated[float, Parameter(help="the chance of finding it")] = 0.9,
+    windows: Annotated[str | None, Parameter(help="sizes of sliding windows, such as 40,80; default: these, if runs allow")] = None,
+    steps: Annotated[str | None, Parameter(help="column of steps (tokens, seconds): rows are points of curves, not runs")] = None,
+    run: Annotated[str, Parameter(help="with --steps: column that names the run")] = "run",
     json: Json = False,
 ) -> None:
     """Say what runs show: their figures, a test against a target, verdicts on arms. Lower is better.
 
-    A row is a run (with `--steps`, an evaluation). A row without a number is a diverged run. docs/statistics.md explains the figures.
-
-    Parameters
-    ----------
-    files: CSV, JSONL, a JSON list, or a folder of runs. Several files are several arms.
-    column: The value of a run.
-    target: Did the mean get below it?
-    alpha: Level of tests, 1 − alpha of intervals. Default: the speed-run rule's.
-    windows: Sizes of sliding windows, such as 40,80, for one arm with a target. Default: these, for twice as many runs.
-    by: Column that names the arm of a row.
-    baseline: The arm that the others are compared with. Default: the first.
-    margin: Differences below it do not matter: shown to lie within, an arm is equivalent.
-    pair: Column of what runs of different arms share. If it is shown to help, the verdict uses it. Default: seed, shown only.
-    detect: Say how many runs a difference of this size needs.
-    power: The chance of finding it.
-    steps: Column of steps (tokens, seconds): each run is a curve, and the steps to the target are compared too.
-    run: With steps: the column that names the run.
+    A row is a run (with `--steps`, an evaluation). A row without a number is a diverged run.
+    docs/statistics.md explains the figures.
     """
     from muonlab.lab.answers import Question, answer
     from muonlab.lab.arms import Columns, gather, time_column
     from muonlab.lab.tables import read_table
 
     _check_numbers(alpha=alpha, power=power, margin=margin, detect=detect, target=target)
-    tables = [read_table(path, curves=steps is not None) for path in files]
     if len({path.resolve() for path in files}) < len(files):
         raise InputError("a file is given twice: its runs would count twice")
-    known = [name for table in tables for name in table.columns]
-    if by is None and len(files) == 1 and files[0].is_dir() and "arm" in known:
-        by = "arm"
-    columns = Columns(column, by, pair or ("seed" if "seed" in known else None), steps, run)
-    arms = gather(tables, columns, target)
-    if len(arms) == 1 and (
-        flag := next((f for f, v in (("--baseline", baseline), ("--margin", margin), ("--pair", pair)) if v), None)
-    ):
-        raise InputError(f"{flag}: needs several arms, got one; name a column with --by, or give several files")
+    tables = [read_table(path, curves=steps is not None) for path in files]
+    in_all = {name for name in tables[0].columns if all(name in table.columns for table in tables)}
+    by = by or ("arm" if len(files) == 1 and "arm" in in_all else None)
+    arms = gather(tables, Columns(column, by, pair or ("seed" if "seed" in in_all else None), steps, run), target)
+    for flag, value in (("--baseline", baseline), ("--margin", margin), ("--pair", pair)):
+        if value is not None and len(arms) == 1:
+            raise InputError(f"{flag}: needs several arms, got one; name a column with --by, or give several files")
     question = Question(target, alpha, margin, baseline, _sizes(windows), detect, power, pair is not None)
     found = answer(arms, question, curves=steps is not None)
     for note in (note for table in tables for note in table.notes):
         say(note)
-    time = time_column(known, column)
+    time = time_column([name for table in tables for name in table.columns], column)
     asked = {"column": column, "target": target, "alpha": alpha, "margin": margin, "minutes_from": time, "steps": steps}
     show({**asked, **_plain(found)}, json, lambda: "\n".join(_text(found, question, column, time, steps)))
 

@@ -171,7 +171,13 @@ def _doubted(arm: Arm, baseline: Arm) -> stats.Verdict | None:
 
 
 def _paired(arm: Arm, baseline: Arm, question: Question) -> stats.Pairing | None:
-    """Over the pairs that finished on both sides; None for fewer than three, which show no correlation."""
+    """Over the pairs that finished on both sides; None for fewer than three, which show no correlation, and for repeated ones
+    (an InputError if pairs were asked for)."""
+    for side in (arm, baseline):
+        if side.repeated is not None:
+            if question.pairs:
+                raise InputError(f"--pair: {side.name} has several runs with {side.repeated!r}; expected one run of each arm")
+            return None
     ours, theirs = arm.by_pair(), baseline.by_pair()
     shared = [pair for pair in ours if pair in theirs]
     if len(shared) < 3:

@@ -54,11 +54,13 @@ class Arm:
         ends = [last if run.value is None or run.end is None else run.end for run in self.runs if run.hit is None]
         return Times(tuple(run.hit for run in self.runs), tuple(ends))
 
+    @property
+    def repeated(self) -> str | None:
+        """A pair that two runs of this arm claim to belong to: there are no pairs then."""
+        return next((pair for pair, n in Counter(run.pair for run in self.runs).items() if n > 1 and pair is not None), None)
+
     def by_pair(self) -> dict[str, float]:
-        """The finished runs by what they share. Raises InputError if two runs of the arm have it in common."""
-        twice = [pair for pair, n in Counter(run.pair for run in self.runs).items() if n > 1 and pair is not None]
-        if twice:
-            raise InputError(f"{self.name}: several runs have {twice[0]!r} in the pairing column; expected one run of each arm")
+        """The finished runs by what they share with runs of other arms."""
         return {run.pair: run.value for run in self.runs if run.pair is not None and run.value is not None}
 
 
@@ -90,6 +92,8 @@ def gather(tables: Sequence[Table], columns: Columns, target: float | None = Non
                 raise InputError(f"{row.where}: expected the name of an arm in {columns.arm!r}, got nothing")
             name = stem if columns.arm is None else str(row.cells[columns.arm])
             grouped.setdefault(name, []).append(row)
+        if columns.arm is None:
+            _refuse_several_arms(table)
         if columns.steps is None:
             _refuse_curves(table, columns)
         else:
@@ -97,6 +101,12 @@ def gather(tables: Sequence[Table], columns: Columns, target: float | None = Non
     time = time_column([name for table in tables for name in table.columns], columns.value)
     runs = _whole_runs if columns.steps is None else _curves
     return [Arm(name, runs(rows, columns, time, target)) for name, rows in grouped.items()]
+
+
+def _refuse_several_arms(table: Table) -> None:
+    names = list(dict.fromkeys(str(row.cells["arm"]) for row in table.rows if "arm" in row.cells))
+    if len(names) > 1:
+        raise InputError(f"{table.path}: holds several arms ({', '.join(names[:3])} …) that must not be mixed; add --by arm")
 
 
 def _refuse_curves(table: Table, columns: Columns) -> None:
