@@ -65,7 +65,7 @@ def stats(
     found = answer(arms, question, curves=steps is not None)
     for note in (note for table in tables for note in table.notes):
         say(note)
-    time = time_column([name for table in tables for name in table.columns], column)
+    time = time_column(tables, column)
     asked = {"column": column, "target": target, "alpha": alpha, "margin": margin, "minutes_from": time, "steps": steps}
     show({**asked, **_plain(found)}, json, lambda: "\n".join(_text(found, question, column, time, steps)))
 

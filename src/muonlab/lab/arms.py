@@ -75,9 +75,10 @@ class Columns:
     run: str = "run"
 
 
-def time_column(columns: Sequence[str], value: str) -> str | None:
-    """The column that holds training time by its name (train_ms, train_time, seconds …), None if there is none."""
-    return next((name for name in columns if name != value and _TIME.fullmatch(name.lower())), None)
+def time_column(tables: Sequence[Table], value: str) -> str | None:
+    """The column of numbers that holds training time by its name (train_ms, train_time, seconds …), None if there is none."""
+    names = dict.fromkeys(name for table in tables for name in table.columns if name != value and _TIME.fullmatch(name.lower()))
+    return next((name for name in names if all(table.is_numeric(name) for table in tables)), None)
 
 
 def gather(tables: Sequence[Table], columns: Columns, target: float | None = None) -> list[Arm]:
@@ -98,7 +99,7 @@ def gather(tables: Sequence[Table], columns: Columns, target: float | None = Non
             _refuse_curves(table, columns)
         else:
             table.require(columns.run)
-    time = time_column([name for table in tables for name in table.columns], columns.value)
+    time = time_column(tables, columns.value)
     runs = _whole_runs if columns.steps is None else _curves
     return [Arm(name, runs(rows, columns, time, target)) for name, rows in grouped.items()]
 

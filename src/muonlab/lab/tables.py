@@ -40,6 +40,10 @@ class Table:
     def columns(self) -> list[str]:
         return list(dict.fromkeys(key for row in self.rows for key in row.cells))
 
+    def is_numeric(self, column: str) -> bool:
+        """True if no cell of the column is anything but a number or empty."""
+        return all(_is_number(cell) for row in self.rows if (cell := row.cells.get(column)) not in (None, ""))
+
     def require(self, *columns: str) -> None:
         """Raises InputError for a column that no row has."""
         known = self.columns

@@ -52,8 +52,8 @@ class _Evidence:
         if sigma is not None:
             value = -0.5 * math.log(growth) + between * w / (2 * sigma**2)
         else:
-            total = np.where(self.usable, self.within + between, 1.0)
-            value = -0.5 * math.log(growth) - self.contrasts / 2 * np.log1p(-between / total * w)
+            share = np.where(self.usable, between, 0.0) / np.where(self.usable, self.within + between, 1.0)
+            value = -0.5 * math.log(growth) - self.contrasts / 2 * np.log1p(-share * w)
         return np.where(self.usable if sigma is None else np.isfinite(self.centre), value, 0.0)
 
     def sequence(self, alpha: float, tau: float, sigma: float | None) -> tuple[np.ndarray, np.ndarray]:

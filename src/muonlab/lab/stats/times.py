@@ -116,7 +116,7 @@ def _restricted_mean(times: Times, horizon: float) -> tuple[float, float]:
     deaths = np.array([times.reached.count(t) for t in at])
     some_left = at_risk > deaths  # after the last one there is no area
     terms = ahead[some_left] ** 2 * deaths[some_left] / (at_risk[some_left] * (at_risk[some_left] - deaths[some_left]))
-    events = int(deaths.sum())
+    events = sum(t <= horizon for t in times.reached)
     return mean, math.sqrt(float(terms.sum()) * events / (events - 1)) if events > 1 else math.nan
 
 
