@@ -47,11 +47,13 @@ class Table:
     def require(self, *columns: str) -> None:
         """Raises InputError for a column that no row has."""
         known = self.columns
-        missing = [name for name in columns if name not in known]
-        if missing:
-            raise InputError(
-                *(f"{self.path}: no column {name!r}; {did_you_mean(name, known)}; it has {', '.join(known)}" for name in missing)
-            )
+        problems = [
+            f"{self.path}: no column {name!r}; {did_you_mean(name, known)} (columns: {', '.join(known)})"
+            for name in columns
+            if name not in known
+        ]
+        if problems:
+            raise InputError(*problems)
 
 
 def read_table(path: Path, *, curves: bool = False) -> Table:
