@@ -154,35 +154,35 @@ def test_steps_to_the_target_of_published_runs(muonlab):
     assert [f"{arm['summary']['mean']:.4f}" for arm in found["arms"]] == ["3.2782", "3.2787"], "final values, not all rows"
 
 
-def curve(arm, run, steps, last, crossing):
+def curve(run, steps, end, *, late=0):
+    """A loss that falls by 0.01 a step to `end`; before step `late` it is far higher."""
     return [
-        {"arm": arm, "run": run, "step": s, "val_loss": last + 0.001 * (steps - s) + (9 if s < crossing else 0)}
-        for s in range(10, steps + 1, 10)
+        {"run": run, "step": step, "val_loss": end + 0.01 * (steps - step) + (9 if step < late else 0)}
+        for step in range(10, steps + 1, 10)
     ]
 
 
-def test_misses_are_censored_and_the_exchange_rate_is_learned(muonlab, write):
-    records = [
-        row
-        for i, (steps, hit) in enumerate([(100, 50), (110, 60), (120, 999)])
-        for row in curve("a", f"a{i}", steps, 2 - 0.002 * steps, hit)
-    ]
-    records = [row for row in records if not (row["run"] == "a2" and row["step"] == 70)] + [
-        {"run": "a0", "arm": "a", "step": 55, "train_loss": 1.0}
-    ]
+def test_misses_are_censored_where_their_run_ended(muonlab, write):
+    records = [*curve("a", 100, 1.0, late=50), *curve("b", 110, 1.0, late=60), *curve("c", 120, 1.0, late=999)]
+    records.append({"run": "a", "step": 55, "train_loss": 1.0})  # no evaluation
     code, out, err = muonlab("stats", write("curves.jsonl", rows(records)), "--steps", "step", "--target", 2.5)
     assert code == 0, err
     assert "step to 2.5: 2 of 3 runs got there; Kaplan-Meier median 60" in out
+    assert "mean up to 120: 76.6667" in out, "(50 + 60 + 120) / 3"
+
+
+def test_a_run_that_diverged_never_gets_there(muonlab, write):
+    lost = [*curve("b", 50, 3.0)[:-1], {"run": "b", "step": 50, "val_loss": math.nan}]
+    records = [*curve("a", 100, 1.0, late=50), *lost, *curve("c", 200, 1.0, late=120)]
+    out = muonlab("stats", write("curves.jsonl", rows(records)), "--steps", "step", "--target", 2.5)[1]
+    assert "n = 2, 1 diverged" in out
+    assert "2 of 3 runs got there; Kaplan-Meier median 120" in out, "b counts as later than c, though it ended before"
 
 
 def test_the_exchange_rate_of_whole_runs(muonlab, write):
-    records = [
-        {"run": f"{n}{i}", "step": s, "val_loss": 4 - 0.0005 * n + 0.01 * (n - s) + 0.001 * i}
-        for n in (100, 200)
-        for i in (0, 1)
-        for s in (n // 2, n)
-    ]
-    code, out, err = muonlab("stats", write("c.jsonl", rows(records)), "--steps", "step")
+    ends = {"x": (100, 3.95), "y": (100, 3.951), "z": (200, 3.9), "w": (200, 3.901)}
+    records = [row for run, (steps, end) in ends.items() for row in curve(run, steps, end)]
+    code, out, err = muonlab("stats", write("curves.jsonl", rows(records)), "--steps", "step")
     assert code == 0, err
     assert "loss falls by 0.050000 with 100 more step" in out
 
@@ -237,7 +237,7 @@ GOOD = "arm,seed,val_loss\na,1,3.1\na,2,3.2\nb,1,3.0\nb,2,3.3\n"
         ("", [], "expected rows, got an empty file"),
         ("val_loss\n", [], "expected rows, got an empty file"),
         ("3.1\n3.2\n", [], "line 1: expected the names of the columns, got '3.1'"),
-        (GOOD, ["--column", "val_los"], "no column 'val_los'; did you mean 'val_loss'?; it has arm, seed, val_loss"),
+        (GOOD, ["--column", "val_los"], "no column 'val_los'; did you mean 'val_loss'? (columns: arm, seed, val_loss)"),
         (GOOD, ["--by", "optimizer"], "no column 'optimizer'"),
         (GOOD, ["--column", "arm", "--by", "seed"], "line 2: expected a number in 'arm', got 'a'"),
         (GOOD, ["--baseline", "c"], "--baseline: no arm 'c'; known: a, b"),
@@ -263,11 +263,7 @@ GOOD = "arm,seed,val_loss\na,1,3.1\na,2,3.2\nb,1,3.0\nb,2,3.3\n"
         ('{"val_loss": 1}\n{"val_loss": \n', [], "line 2: expected one JSON object on the line"),
         ("[1, 2]", [], "item 1: expected an object"),
         ('[{"val_loss": 1},', [], "broken JSON"),
-        (
-            "run,step,val_loss\nx,1,3\nx,2,2\n",
-            [],
-            "line 3: a second row of run x: if rows are steps, not runs, add --steps step --run run",
-        ),
+        ("run,step,val_loss\nx,1,3\nx,2,2\n", [], "line 3: a second row of run x: if rows are steps"),
         ("step,val_loss\n1,5\n2,4\n3,3\n4,2\n", [], "its rows look like steps, not like runs"),
         ("run,step,val_loss\nx,1,3\nx,1,2\ny,1,2\n", ["--steps", "step"], "run 'x' has two values at step 1"),
         ("run,step,val_loss\nx,,3\n", ["--steps", "step"], "line 2: run 'x' has a value without a number in 'step'"),
