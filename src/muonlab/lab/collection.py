@@ -31,6 +31,31 @@ def folder_name(arm: str, seed: int, run_id: str) -> str:
     return f"{slug.lstrip('.-')}-seed{seed}-{run_id}"
 
 
+def has_diverged(rows: list[dict[str, Any]]) -> bool:
+    """True if an evaluation was not finite, or the last training loss: a run may diverge after its last evaluation."""
+    train = [row["train_loss"] for row in rows if "train_loss" in row]
+    return any(row.get("diverged") for row in rows) or (bool(train) and train[-1] is None)
+
+
+def ended(run_id: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """result.json of a logged or imported run, from its rows: what it says can be computed again."""
+    diverged = has_diverged(rows)
+    losses = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
+    train = [row["train_loss"] for row in rows if row.get("train_loss") is not None]
+    known = {key: [row[key] for row in rows if row.get(key) is not None] for key in ("tokens", "seconds")}
+    return {
+        "id": run_id,
+        "status": "diverged" if diverged else "finished",
+        "rows": len(rows),
+        "steps": rows[-1]["step"],
+        "tokens": known["tokens"][-1] if known["tokens"] else None,
+        "seconds": known["seconds"][-1] if known["seconds"] else None,
+        "val_loss": losses[-1] if losses and not diverged else None,
+        "best_val_loss": min(losses, default=None),
+        "train_loss": train[-1] if train and not diverged else None,
+    }
+
+
 def run_folders(directory: str | Path) -> list[tuple[str, dict[str, Any]]]:
     """Name and run.json of each run in a collection, in order of name. Raises InputError, a line for each damaged one."""
     found: list[tuple[str, dict[str, Any]]] = []

@@ -30,7 +30,7 @@ from typing import Any
 
 import muonlab
 from muonlab.errors import InputError, RunError
-from muonlab.lab.collection import folder_name, run_folders
+from muonlab.lab.collection import ended, folder_name, run_folders
 from muonlab.train.provenance import cpu_name, git_state
 from muonlab.train.run_folder import RunFolder, format_row, write_atomically, write_json
 
@@ -158,24 +158,9 @@ class Run:
         self._resume = self._rewrite = False
 
     def _finish(self) -> None:
-        losses = [row["val_loss"] for row in self._rows if row.get("val_loss") is not None]
-        train = [row["train_loss"] for row in self._rows if "train_loss" in row]
-        if not losses and not train and not any(row.get("diverged") for row in self._rows):
+        if not any(key in row for row in self._rows for key in ("val_loss", "train_loss")):
             raise InputError(f"{self.path}: nothing to judge was logged (val_loss or train_loss): the run stays unfinished")
-        # a run may end after its last evaluation: a training loss that is not finite then tells of the divergence alone
-        diverged = any(row.get("diverged") for row in self._rows) or (bool(train) and train[-1] is None)
-        tokens = [row["tokens"] for row in self._rows if row.get("tokens") is not None]
-        result = {
-            "id": self._described["id"],
-            "status": "diverged" if diverged else "finished",
-            "rows": len(self._rows),
-            "steps": self._rows[-1]["step"],
-            "tokens": tokens[-1] if tokens else None,
-            "seconds": self._rows[-1]["seconds"],
-            "val_loss": losses[-1] if losses and not diverged else None,
-            "best_val_loss": min(losses, default=None),
-            "train_loss": train[-1] if train and not diverged else None,
-        }
+        result = ended(self._described["id"], self._rows)
         try:
             self._folder.sync_rows()
             write_json(self._folder.result_file, result)
