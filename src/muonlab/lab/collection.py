@@ -125,7 +125,15 @@ def collect(
         "budget": None,
         "machine": {},
         "changes": [],
-        "cells": [{"name": arm, "arm": arm, "swept": {}, "recipe": _recipe(arm, found)} for arm in arms],
+        "cells": [
+            {
+                "name": arm,
+                "arm": arm,
+                "swept": {},
+                "recipe": common_recipe([run.get("recipe") or {} for _, run in found if run["arm"] == arm]),
+            }
+            for arm in arms
+        ],
         "runs": runs,
     }
     return Sweep(plan, [_whole(read_record(directory, planned), metric, directory) for planned in runs])
@@ -159,10 +167,9 @@ def _refuse_twins(directory: Path, found: list[tuple[str, dict[str, Any]]]) -> N
         raise InputError(f"{directory}: holds a run (arm and seed, or content) more than once: keep one of {', '.join(twins)}")
 
 
-def _recipe(arm: str, found: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """What the runs of an arm have in common of their settings."""
-    settings = [flat(run.get("recipe") or {}) for _, run in found if run["arm"] == arm]
-    first, *others = settings
+def common_recipe(recipes: list[dict[str, Any]]) -> dict[str, Any]:
+    """What runs have in common of their settings."""
+    first, *others = [flat(recipe) for recipe in recipes] or [{}]
     return nested({key: value for key, value in first.items() if all(key in other and other[key] == value for other in others)})
 
 

@@ -41,11 +41,13 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
     return list({path.resolve(): path for path in found}.values())
 
 
-def read_file(path: Path, given: Mapping[str, str], arm: str | None = None) -> list[ParsedRun]:
+def read_file(path: Path, given: Mapping[str, str], arm: str | None = None, name: str | None = None) -> list[ParsedRun]:
     """The runs in a file. Raises InputError, with the file's name, for what is no log or holds no evaluation.
 
     arm: for all runs of the file; default: what the file says, else the folder that a text log lies in, or a table's name.
+    name: what the file was called, if it has another name now.
     """
+    name = name or path.name
     folder = path.resolve().parent.name or "runs"
     if is_event_file(path):
         runs = [read_events(path, arm or folder, given)]
@@ -55,11 +57,11 @@ def read_file(path: Path, given: Mapping[str, str], arm: str | None = None) -> l
         if not start:
             raise InputError(f"{path}: the file is empty")
         if start in "{[":
-            runs = read_json_lines(text, path.name, arm or path.stem, given)
+            runs = read_json_lines(text, name, arm or Path(name).stem, given)
         elif is_speedrun(text):
-            runs = [read_speedrun(text, arm or folder, path.name)]
+            runs = [read_speedrun(text, arm or folder, name)]
         elif any(mark in text.split("\n", 1)[0] for mark in ",;\t"):
-            runs = read_csv(text, path.name, arm or path.stem, given)
+            runs = read_csv(text, name, arm or Path(name).stem, given)
         else:
             expected = "lines such as step:100/1000 val_loss:3.5, a table with a header (CSV), or JSON lines"
             raise InputError(f"{path}: not a log that is known here: expected {expected}")

@@ -23,7 +23,7 @@ def read_events(path: Path, arm: str, given: Mapping[str, str]) -> ParsedRun:
     Times are left out: an event's wall time counts evaluation as well, and says nothing of the start.
     """
     try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # pyright: ignore
     except ImportError:
         raise InputError(f"{path}: event files need the tensorboard package: pip install 'muonlab[trackers]'") from None
     accumulator: Any = EventAccumulator(str(path), size_guidance={"scalars": 0, "tensors": 0})

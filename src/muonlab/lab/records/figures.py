@@ -37,7 +37,9 @@ def _counted(run: RunRecord, steps: int | None) -> tuple[dict[str, Any] | None, 
     return {"step": found[-1]["step"], "val_loss": found[-1]["val_loss"], "seconds": found[-1].get("seconds")}, None
 
 
-def figures(rule: str, target: float, rows: list[dict[str, Any]], copies: list[str], against: dict[str, Any] | None) -> dict[str, Any]:
+def figures(
+    rule: str, target: float, rows: list[dict[str, Any]], copies: list[str], against: dict[str, Any] | None
+) -> dict[str, Any]:
     """All figures and the judgement. Nothing is met with a failure among the runs: a run without a value cannot be averaged, and
     leaving it out would make a record of the lucky ones."""
     values = [row["val_loss"] for row in rows if row["failure"] is None]
@@ -71,7 +73,9 @@ def _unfit(values: list[float], failures: list[dict[str, Any]], copies: list[str
     missing = []
     if failures:
         listed = "; ".join(f"{row['run']}: {row['failure']}" for row in failures[:5]) + ("; …" if len(failures) > 5 else "")
-        missing.append(f"{len(failures)} of the runs failed ({listed}): a failure counts, and no rule is met with one among the runs")
+        missing.append(
+            f"{len(failures)} of the runs failed ({listed}): a failure counts, and no rule is met with one among the runs"
+        )
     if len(values) < 2:
         missing.append(f"at least two runs with a value are needed, there are {len(values)}")
     elif not _judgeable(values):
@@ -89,10 +93,12 @@ def _not_met(rule: str, target: float, summary: dict[str, Any] | None, statistic
     mean = summary["mean"] if summary else math.nan
     said = f"p = {_p(statistic)}, needed < {LEVEL}" if rule == "speedrun" else f"{half_up(statistic, 6)}, needed 0.004"
     if more is None:
-        remedy = f"the mean {mean} is not below {target:g}: more runs like these will not help"
-        remedy = remedy if mean >= target else f"the mean {mean} is too near to {target:g}: more runs like these will hardly help"
+        remedy = f"the mean {mean} is not below {target}: more runs like these will not help"
+        remedy = remedy if mean >= target else f"the mean {mean} is too near to {target}: more runs like these will hardly help"
     else:
-        remedy = f"at this mean and scatter {more} more {'run' if more == 1 else 'runs'} would meet it (declare the number beforehand)"
+        remedy = (
+            f"at this mean and scatter {more} more {'run' if more == 1 else 'runs'} would meet it (declare the number beforehand)"
+        )
     return f"the rule is not met: {said}; {remedy}"
 
 
@@ -132,7 +138,7 @@ def _summary(values: Sequence[float]) -> dict[str, Any] | None:
         "mean_4": str(half_up(mean, 4)),
         "sum": str(exact_sum(values)),
         "std": rounded(found.std),
-        "median": rounded(statistics.median(values)),
+        "median": float(statistics.median(map(exact, values))),
         "min": min(values),
         "max": max(values),
         "low": rounded(found.low),

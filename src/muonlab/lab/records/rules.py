@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from fractions import Fraction
+from typing import Any
 
 from scipy import stats
 
@@ -35,7 +36,7 @@ class Judged:
     more_runs: int | None
 
 
-def exact(value: float | str) -> Decimal:
+def exact(value: Decimal | float | str) -> Decimal:
     """The decimal digits that are printed for a value."""
     return Decimal(str(value))
 
@@ -63,7 +64,8 @@ def judge(rule: str, values: Sequence[float], target: float) -> Judged:
 
 
 def _speedrun(values: Sequence[float], target: float) -> Judged:
-    p = float(stats.ttest_1samp(values, target, alternative="less").pvalue)
+    test: Any = stats.ttest_1samp(values, target, alternative="less")
+    p = float(test.pvalue)
     std = math.sqrt(sum((v - float(mean_of(values))) ** 2 for v in values) / (len(values) - 1))
     gap = float(Fraction(exact(target)) - mean_of(values))
     if p < LEVEL or gap <= 0:
