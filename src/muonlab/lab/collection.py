@@ -5,6 +5,7 @@ A collection is a folder without experiment.json whose subfolders are runs: run.
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 from collections import Counter
@@ -12,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from muonlab.errors import InputError
+from muonlab.errors import InputError, RunError
 from muonlab.lab.store import RunRecord, Sweep, load_sweep, read_plan, read_record
 from muonlab.names import did_you_mean
 from muonlab.streams import stream_seed
@@ -29,6 +30,13 @@ def folder_name(arm: str, seed: int, run_id: str) -> str:
     if slug != arm.replace(" ", "-"):
         slug += f"-{stream_seed(0, arm) % 16**6:06x}"
     return f"{slug.lstrip('.-')}-seed{seed}-{run_id}"
+
+
+def unwritable(out: Path, error: OSError, left: str) -> InputError | RunError:
+    """The error for a folder that could not be written: the user's if another folder would help, else the machine's."""
+    said = f"{out}: cannot be written: {error.strerror or error}; {left}"
+    another = (errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EEXIST)
+    return InputError(f"{said}; choose another folder with --out") if error.errno in another else RunError(said)
 
 
 def has_diverged(rows: list[dict[str, Any]]) -> bool:

@@ -65,6 +65,8 @@ def read_file(path: Path, given: Mapping[str, str], arm: str | None = None, name
         else:
             expected = "lines such as step:100/1000 val_loss:3.5, a table with a header (CSV), or JSON lines"
             raise InputError(f"{path}: not a log that is known here: expected {expected}")
+    if not runs:
+        raise InputError(f"{path}: holds no evaluation: a header and no rows")
     for run in runs:
         if not run.evaluations and not run.diverged:
             which = f"{path}: run {run.name!r}" if run.named else str(path)

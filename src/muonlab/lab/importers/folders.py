@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from muonlab.errors import InputError, RunError
-from muonlab.lab.collection import ended, folder_name, run_folders
+from muonlab.errors import InputError
+from muonlab.lab.collection import ended, folder_name, run_folders, unwritable
 from muonlab.lab.importers.files import find_files, read_file
 from muonlab.lab.importers.parsed import ParsedRun
 from muonlab.train.run_folder import RunFolder, format_row, write_json
@@ -77,7 +78,7 @@ def import_logs(
                 shutil.copyfile(origin.path, stage / origin.kept_as)
             _publish(stage, out)
     except OSError as error:
-        raise RunError(f"{out}: cannot be written: {error.strerror or error}; nothing was imported") from None
+        raise unwritable(out, error, "nothing was imported") from None
     return imported
 
 
@@ -173,7 +174,7 @@ def _write(stage: Path, origin: _Origin, run: ParsedRun, seed: int, columns: Map
 def _staging(out: Path) -> Iterator[Path]:
     """A folder to build in, on the file system of `out`, gone afterwards. A collection that is there is locked meanwhile."""
     above = out if out.exists() else next(path for path in out.absolute().parents if path.exists())
-    stage = above / f".import-{os.getpid()}"
+    stage = above / f".import-{secrets.token_hex(6)}"
     with open(above / ".lock", "w") if out.exists() else open(os.devnull) as lock:
         if out.exists():
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -6,13 +6,14 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from muonlab.errors import InputError, RunError
-from muonlab.lab.collection import open_directory
+from muonlab.errors import InputError
+from muonlab.lab.collection import open_directory, unwritable
 from muonlab.lab.records.content import RUNS, SUMS, Declared, derived, sums
 from muonlab.lab.records.rules import RULES
 from muonlab.lab.records.verify import verify
@@ -69,7 +70,7 @@ def certify(
     try:
         _build(directory, parent, runs, files, out)
     except OSError as error:
-        raise RunError(f"{out}: cannot be written: {error.strerror or error}; nothing was left there") from None
+        raise unwritable(out, error, "nothing was left there") from None
     return Certified(out, json.loads(files["record.json"]))
 
 
@@ -134,7 +135,7 @@ def _earlier(against: str | Path | None) -> tuple[dict[str, Any] | None, str | N
 def _build(directory: Path, parent: Path, runs: list[RunRecord], files: dict[str, str], out: Path) -> None:
     """All of the record or nothing: it is built beside its place and then moved there."""
     above = next(path for path in out.absolute().parents if path.exists())
-    stage = above / f".certify-{os.getpid()}"
+    stage = above / f".certify-{secrets.token_hex(6)}"
     stage.mkdir()
     try:
         for run in runs:
