@@ -95,11 +95,12 @@ def load_sweep(directory: str | Path) -> Sweep:
     plan = read_plan(directory)
     if plan is None:
         raise InputError(f"{directory}: expected the folder of a sweep (with {_PLAN}); run `muonlab sweep EXPERIMENT` first")
-    return Sweep(plan, [_record(directory, planned) for planned in plan["runs"]])
+    return Sweep(plan, [read_record(directory / "runs", planned) for planned in plan["runs"]])
 
 
-def _record(directory: Path, planned: dict[str, Any]) -> RunRecord:
-    folder = RunFolder(directory / "runs" / planned["folder"])
+def read_record(runs: Path, planned: dict[str, Any]) -> RunRecord:
+    """What the folder of a planned run (cell, seed, id, folder), which lies in `runs`, says of it."""
+    folder = RunFolder(runs / planned["folder"])
     about = (planned["cell"], planned["seed"], planned["folder"])
     try:
         run, result = folder.run(), folder.result()

@@ -8,14 +8,17 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import muonlab
 
+if TYPE_CHECKING:
+    import torch
+
 
 def provenance(device: torch.device) -> dict[str, Any]:
+    import torch  # here, so that what needs no torch can use the rest of this file
+
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_state(),
@@ -33,15 +36,18 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
-def git_state() -> dict[str, Any] | None:
-    """Commit of the repository that this package lies in and whether its tracked files differ; None outside a repository."""
-    commit = _git("rev-parse", "HEAD")
-    return None if commit is None else {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+def git_state(inside: Path | None = None) -> dict[str, Any] | None:
+    """Commit of the repository that `inside` (default: this package) lies in and whether its tracked files differ; None outside
+    a repository."""
+    here = inside or Path(__file__).parent
+    commit = _git(here, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit, "dirty": bool(_git(here, "status", "--porcelain", "--untracked-files=no"))}
 
 
-def _git(*arguments: str) -> str | None:
+def _git(here: Path, *arguments: str) -> str | None:
     try:
-        here = Path(__file__).parent
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, cwd=here)
     except (OSError, subprocess.TimeoutExpired):
         return None
