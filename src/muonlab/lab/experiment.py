@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from muonlab.errors import InputError
+from muonlab.lab.disguise import find as find_disguises
 from muonlab.lab.grid import overlap, point_name, read_grid
 from muonlab.names import did_you_mean
 from muonlab.streams import stream_seed
@@ -225,6 +226,11 @@ def plan_of(experiment: Experiment, machine: dict[str, Any]) -> dict[str, Any]:
     seed by seed, so that half a sweep has as many runs of each arm. machine: device, threads and precision of each run."""
     config = experiment.config.model_dump(mode="json", exclude={"arms", "grid", "zip", "set", "base"})
     targets = experiment.config.all_targets()
+    disguises = {
+        d.cell: {"same_as": d.same_as, "because": d.because}
+        for d in find_disguises([(c.name, c.recipe.canonical()) for c in experiment.cells])
+        if d.same_as is not None
+    }
     config |= {"target": targets[0] if targets else None, "targets": targets}
     if (budget := experiment.config.budget) is not None:
         config["budget"] = budget.model_dump(exclude_none=True)
@@ -235,7 +241,10 @@ def plan_of(experiment: Experiment, machine: dict[str, Any]) -> dict[str, Any]:
         "baseline": experiment.baseline,
         "machine": machine,
         "changes": [],  # of the settings above since the first sweep
-        "cells": [{"name": c.name, "arm": c.arm, "swept": c.swept, "recipe": c.recipe.canonical()} for c in experiment.cells],
+        "cells": [
+            {"name": c.name, "arm": c.arm, "swept": c.swept, "recipe": c.recipe.canonical(), **disguises.get(c.name, {})}
+            for c in experiment.cells
+        ],
         "runs": [
             {"cell": c.name, "seed": seed, "id": (run_id := c.recipe.run_id(seed)), "folder": run_folder_name(c.name, seed, run_id)}
             for seed in experiment.config.seeds
