@@ -133,9 +133,7 @@ def test_a_killed_worker_costs_nothing(workdir):
 
 
 def test_a_run_whose_process_is_killed_each_time_is_given_up(workdir):
-    (workdir / "sweep.toml").write_text(
-        'question = "?"\nbase = "tiny.toml"\nseeds = [1]\nset.train.steps = 400\nset.train.log_every = 1\n[arms.muon]\n'
-    )
+    (workdir / "sweep.toml").write_text('question = "?"\nbase = "tiny.toml"\nseeds = [1]\nset.train.steps = 20\n[arms.muon]\n')
     process = start("sweep", "sweep.toml", "--workers", "1", "--device", "cpu")
     killed = set()
     while process.poll() is None:
@@ -156,7 +154,7 @@ def test_a_run_whose_process_is_killed_each_time_is_given_up(workdir):
 
 def test_workers_leave_when_their_runner_is_killed_and_the_next_runner_waits_for_them(workdir):
     (workdir / "sweep.toml").write_text(
-        'question = "?"\nbase = "tiny.toml"\nseeds = [1, 2]\nset.train.steps = 150\nset.train.log_every = 150\n[arms.muon]\n'
+        'question = "?"\nbase = "tiny.toml"\nseeds = [1, 2]\nset.train.steps = 100\nset.train.log_every = 100\n[arms.muon]\n'
     )
     command = ["sweep", "sweep.toml", "--workers", "2", "--device", "cpu"]
     process = start(*command)
