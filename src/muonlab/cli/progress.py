@@ -85,9 +85,10 @@ class RunDisplay:
 class SweepDisplay:
     """Arms × seeds: what each run is doing, and how long the whole will take."""
 
-    def __init__(self, cells: list[str], seeds: list[int]) -> None:
+    def __init__(self, cells: list[str], seeds: list[int], expected: int | None = None) -> None:
+        """expected: the number of cells, where not all are known from the start."""
         self.console = Log()
-        self.cells, self.seeds = cells, seeds
+        self.cells, self.seeds, self.expected = cells, seeds, expected
         self.state: dict[tuple[str, int], Event] = {}
         self.began = time.monotonic()
         self.already = 0
@@ -120,7 +121,7 @@ class SweepDisplay:
 
     @property
     def _total(self) -> int:
-        return len(self.cells) * len(self.seeds)
+        return (self.expected or len(self.cells)) * len(self.seeds)
 
     def _left(self) -> str:
         share = [self._share(event) for event in self.state.values()]

@@ -34,7 +34,7 @@ def sweep(
     count, machine = workers_and_machine(experiment, workers, device)
     known = read_plan(out)
     if known is None:
-        _check_data(experiment, None)  # nothing is written for what cannot run
+        check_data(experiment, None)  # nothing is written for what cannot run
     elif device is not None and device != known["machine"]["device"]:
         raise InputError(f"{out}: its runs are computed on {known['machine']['device']}: choose another folder with --out")
     with RunFolder(out).lock():
@@ -44,7 +44,7 @@ def sweep(
         if damaged := [run.problem for run in pending if run.status == "damaged"]:
             raise InputError(*damaged)
         if known is not None and pending:
-            _check_data(experiment, state)
+            check_data(experiment, state)
         write_plan(out, plan)
         for run in state.runs:
             if run.status in ENDED:
@@ -66,9 +66,9 @@ def workers_and_machine(experiment: Experiment, workers: int | None, device: str
     return count, {"device": chosen.device, "bf16_fast": chosen.bf16_fast, "threads": max(1, cores // count)}
 
 
-def _check_data(experiment: Experiment, known: Sweep | None) -> None:
+def check_data(experiment: Experiment, known: Sweep | None) -> dict[DataConfig, int]:
     """Loads each corpus once and fits it to each recipe: what every run would stumble over is said once, before all runs. Runs
-    on different versions of a corpus cannot be compared: raises InputError if one has changed since the first of `known`."""
+    on different versions of a corpus cannot be compared: raises InputError if one has changed since the first of `known`. Returns the size of each corpus's vocabulary."""
     corpora: dict[DataConfig, Corpus] = {}
     for cell in experiment.cells:
         data = cell.recipe.data
@@ -78,3 +78,4 @@ def _check_data(experiment: Experiment, known: Sweep | None) -> None:
         for run in known.of(cell.name) if known is not None else []:
             if run.run and run.run["data"]["sha256"] != corpora[data].provenance["sha256"]:
                 raise InputError(f"{run.folder}: the corpus has changed since this run: sweep into another folder with --out")
+    return {data: text.vocab_size for data, text in corpora.items()}

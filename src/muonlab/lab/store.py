@@ -88,6 +88,8 @@ def _changes(known: dict[str, Any], plan: dict[str, Any]) -> list[dict[str, Any]
     today = datetime.now(UTC).date().isoformat()
     before, after = ({**p, "arms": [cell["name"] for cell in p["cells"]]} for p in (known, plan))
     keys = ("metric", "target", "margin", "alpha", "baseline", "seeds", "arms", "budget")
+    if "search" in plan:
+        keys = tuple(key for key in keys if key != "arms")  # a search tries one after the other
     found = [
         {"date": today, "key": k, "before": before.get(k), "after": after.get(k)}  # old plans lack the newer keys
         for k in keys
