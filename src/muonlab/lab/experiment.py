@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,8 @@ from pydantic import (
 )
 
 from muonlab.errors import InputError
+from muonlab.lab.disguise import find as find_disguises
+from muonlab.lab.followups import HeadToHead, Refine, expand
 from muonlab.lab.grid import overlap, point_name, read_grid
 from muonlab.names import did_you_mean
 from muonlab.streams import stream_seed
@@ -65,9 +67,9 @@ class ExperimentConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, title="muonlab experiment")
 
     question: str = Field(description="what the experiment answers, in a sentence")
-    base: str = Field(description="the recipe that all arms start from, a path relative to this file")
+    base: str | None = Field(None, description="the recipe that all arms start from, a path relative to this file")
     arms: dict[str, dict[str, Any]] = Field(
-        min_length=1, description="name -> what it changes in the recipe, and optionally `grid` and `zip`: key -> list of values"
+        {}, description="name -> what it changes in the recipe, and optionally `grid` and `zip`: key -> list of values"
     )
     grid: dict[str, Any] = Field({}, description="key -> list of values, crossed with every arm")
     zip: dict[str, Any] = Field({}, description="key -> list of values, all of one length, which advance together, in every arm")
@@ -88,6 +90,21 @@ class ExperimentConfig(BaseModel):
     profiles: dict[str, dict[str, Any]] = Field(
         {}, description="name -> changes of this file, such as another base and longer arms for a GPU: muonlab sweep --profile NAME"
     )
+    refine: Refine | None = Field(None, description="instead of base and arms: a finer grid around another experiment's winners")
+    head_to_head: HeadToHead | None = Field(None, description="instead of base and arms: another experiment's two best, for longer")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ExperimentConfig:
+        given = [key for key in ("refine", "head_to_head") if getattr(self, key) is not None]
+        own = [key for key in ("base", "arms", "grid", "zip") if key in self.model_fields_set]
+        if given and (own or len(given) > 1):
+            raise ValueError(f"{', '.join([*given, *own])}: expected one of refine, head_to_head, and base with arms")
+        missing = [] if given else [key for key in ("base", "arms") if key not in own]
+        if missing:
+            raise ValueError("\n".join(f"{key}: missing; this key is required" for key in missing))
+        if not given and not self.arms:
+            raise ValueError("arms: expected at least one, got none")
+        return self
 
     @model_validator(mode="after")
     def _seeds_fit(self) -> ExperimentConfig:
@@ -99,6 +116,10 @@ class ExperimentConfig(BaseModel):
             if not 0 < len(name) <= 60 or not name.isprintable():
                 raise ValueError(f"arms: expected names of 1 to 60 printable characters, got {name!r}")
         return self
+
+    @property
+    def follows(self) -> Refine | HeadToHead | None:
+        return self.refine or self.head_to_head
 
     def all_targets(self) -> list[float]:
         """The targets, each once; the one that the table of arms shows comes first."""
@@ -121,18 +142,37 @@ class Experiment:
     config: ExperimentConfig
     cells: list[Cell]
     baseline: str | None  # a cell's name
+    base: dict[str, Any]  # the recipe that all arms start from, with `set` and overrides
+    found: dict[str, Any] = field(default_factory=dict)  # what the plan says beside the configuration
 
 
-def load_experiment(path: str | Path, overrides: tuple[str, ...] = (), profile: str | None = None) -> Experiment:
+def load_experiment(
+    path: str | Path, overrides: tuple[str, ...] = (), profile: str | None = None, *, above: tuple[Path, ...] = ()
+) -> Experiment:
     """Reads an experiment and the recipes of all its cells. Raises InputError, all problems at once.
 
     overrides: "dotted.key=value" changes for all arms, as for a run; not of keys that an arm sets itself. profile: the one of the
-    file's profiles that is laid over it.
+    file's profiles that is laid over it. above: the files whose follow-up this is read for.
     """
     path = Path(path)
+    above = (*above, path.resolve())
     raw = _profiled(path, read_toml(path), profile)
     config = validated(ExperimentConfig, raw, str(path))
-    base = with_overrides(merge(_referred(path, "base", config.base), config.set), overrides)
+    found: dict[str, Any] = {}
+    if config.follows is not None:
+        key = "refine" if config.refine else "head_to_head"
+        of = _referred_path(path, key, config.follows.of)
+        if of.resolve() in above:
+            raise InputError(f"{path}: {key}: {config.follows.of} comes from this experiment itself: name an earlier one")
+        known = read_toml(of).get("profiles", {})
+        earlier = load_experiment(of, profile=profile if profile in known else None, above=above)
+        expanded = expand(path, config.follows, earlier)
+        found = {key: {**config.follows.model_dump(mode="json"), **expanded.result}}
+        base, baseline = expanded.base, config.baseline or expanded.baseline
+        config = config.model_copy(update={"arms": expanded.arms, "baseline": baseline, "metric": _metric(config, earlier)})
+    else:
+        base = read_toml(_referred_path(path, "base", str(config.base)))
+    base = with_overrides(merge(base, config.set), overrides)
     fixed = list(flat(with_overrides({}, overrides)))
     cells: list[Cell] = []
     problems: list[str] = []
@@ -159,7 +199,7 @@ def load_experiment(path: str | Path, overrides: tuple[str, ...] = (), profile: 
         raise InputError(*dict.fromkeys(problems))
     config = config.model_copy(update={"seeds": _fresh_seeds(path, config, counted=isinstance(raw["seeds"], int))})
     name = path.stem if profile is None else f"{path.stem}-{profile}"
-    return Experiment(name, config, cells, _baseline(path, config, cells))
+    return Experiment(name, config, cells, _baseline(path, config, cells), base, found)
 
 
 def _profiled(path: Path, raw: dict[str, Any], profile: str | None) -> dict[str, Any]:
@@ -173,12 +213,24 @@ def _profiled(path: Path, raw: dict[str, Any], profile: str | None) -> dict[str,
     return merge(raw, profiles[profile])
 
 
-def _referred(path: Path, key: str, name: str) -> dict[str, Any]:
-    """The TOML file that a key of the experiment names, relative to it."""
+def _metric(config: ExperimentConfig, earlier: Experiment) -> Metric:
+    """A follow-up is decided by what chose its settings, unless it says otherwise."""
+    return config.metric if "metric" in config.model_fields_set else earlier.config.metric
+
+
+def _referred_path(path: Path, key: str, name: str) -> Path:
+    """The TOML file that a key of the experiment names, relative to it. Raises InputError if it cannot be read."""
     try:
-        return read_toml(path.parent / name)
+        read_toml(path.parent / name)
     except InputError as error:
         raise InputError(f"{path}: {key}: {error}") from None
+    return path.parent / name
+
+
+class _Follows(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    of: str
 
 
 class _Earlier(BaseModel):
@@ -188,15 +240,22 @@ class _Earlier(BaseModel):
 
     seeds: Seeds
     tuned_by: str | tuple[str, ...] | None = None
+    refine: _Follows | None = None
+    head_to_head: _Follows | None = None
+
+
+def _sources(config: ExperimentConfig | _Earlier) -> list[str]:
+    """The files that an experiment's settings come from."""
+    named = (config.tuned_by,) if isinstance(config.tuned_by, str) else config.tuned_by or ()
+    return [*named, *(follows.of for follows in (config.refine, config.head_to_head) if follows is not None)]
 
 
 def _fresh_seeds(path: Path, config: ExperimentConfig, *, counted: bool) -> tuple[int, ...]:
     """The experiment's seeds, none of which has tuned its settings. counted: they were given as a number, so the first that
     are free are taken; a list of them is taken as it stands. Raises InputError where one of it was used before."""
-    used = _tuning_seeds(path, config.tuned_by, {path.resolve()})
+    used = _tuning_seeds(path, _sources(config), {path.resolve()})
     if counted:
-        free = (seed for seed in itertools.count() if seed not in used)
-        return tuple(itertools.islice(free, len(config.seeds)))
+        return _free(used, len(config.seeds))
     by_file: dict[str, list[int]] = {}
     for seed in sorted({*config.seeds} & used.keys()):
         by_file.setdefault(used[seed], []).append(seed)
@@ -207,17 +266,29 @@ def _fresh_seeds(path: Path, config: ExperimentConfig, *, counted: bool) -> tupl
     return config.seeds
 
 
-def _tuning_seeds(path: Path, tuned_by: str | tuple[str, ...] | None, seen: set[Path]) -> dict[int, str]:
+def _tuning_seeds(path: Path, sources: list[str], seen: set[Path]) -> dict[int, str]:
     """Seed -> the file that used it, of all that tuned an experiment, what tuned that included. seen: files already read."""
     found: dict[int, str] = {}
-    for name in (tuned_by,) if isinstance(tuned_by, str) else tuned_by or ():
+    for name in sources:
         file = path.parent / name
         if file.resolve() in seen:
             continue
         seen.add(file.resolve())
-        earlier = validated(_Earlier, _referred(path, "tuned_by", name), name)
-        found = _tuning_seeds(file, earlier.tuned_by, seen) | dict.fromkeys(earlier.seeds, name) | found
+        earlier = validated(_Earlier, read_toml(_referred_path(path, "tuned_by", name)), name)
+        used = dict.fromkeys(_earlier_seeds(file, earlier), name)
+        found = _tuning_seeds(file, _sources(earlier), seen) | used | found
     return found
+
+
+def _earlier_seeds(file: Path, earlier: _Earlier) -> tuple[int, ...]:
+    """The seeds that an earlier file stands for: a number of them may have stepped over others."""
+    if not _sources(earlier) or not isinstance(read_toml(file)["seeds"], int):
+        return earlier.seeds
+    return _free(_tuning_seeds(file, _sources(earlier), {file.resolve()}), len(earlier.seeds))
+
+
+def _free(used: dict[int, str], count: int) -> tuple[int, ...]:
+    return tuple(itertools.islice((seed for seed in itertools.count() if seed not in used), count))
 
 
 def _baseline(path: Path, config: ExperimentConfig, cells: list[Cell]) -> str | None:
@@ -239,8 +310,15 @@ def run_folder_name(cell: str, seed: int, run_id: str) -> str:
 def plan_of(experiment: Experiment, machine: dict[str, Any]) -> dict[str, Any]:
     """What a sweep's folder says of its experiment (experiment.json): settings, cells with their whole recipes, and the runs,
     seed by seed, so that half a sweep has as many runs of each arm. machine: device, threads and precision of each run."""
-    config = experiment.config.model_dump(mode="json", exclude={"arms", "grid", "zip", "set", "base", "profiles"})
+    config = experiment.config.model_dump(
+        mode="json", exclude={"arms", "grid", "zip", "set", "base", "refine", "head_to_head", "profiles"}
+    )
     targets = experiment.config.all_targets()
+    disguises = {
+        d.cell: {"same_as": d.same_as, "because": d.because}
+        for d in find_disguises([(c.name, c.recipe.canonical()) for c in experiment.cells])
+        if d.same_as is not None
+    }
     config |= {"target": targets[0] if targets else None, "targets": targets}
     if (budget := experiment.config.budget) is not None:
         config["budget"] = budget.model_dump(exclude_none=True)
@@ -248,10 +326,14 @@ def plan_of(experiment: Experiment, machine: dict[str, Any]) -> dict[str, Any]:
         "format": 1,
         "name": experiment.name,
         **config,
+        **experiment.found,
         "baseline": experiment.baseline,
         "machine": machine,
         "changes": [],  # of the settings above since the first sweep
-        "cells": [{"name": c.name, "arm": c.arm, "swept": c.swept, "recipe": c.recipe.canonical()} for c in experiment.cells],
+        "cells": [
+            {"name": c.name, "arm": c.arm, "swept": c.swept, "recipe": c.recipe.canonical(), **disguises.get(c.name, {})}
+            for c in experiment.cells
+        ],
         "runs": [
             {"cell": c.name, "seed": seed, "id": (run_id := c.recipe.run_id(seed)), "folder": run_folder_name(c.name, seed, run_id)}
             for seed in experiment.config.seeds
