@@ -72,6 +72,16 @@ def test_a_verdict_does_not_change_when_the_baseline_runs_on():
     assert standings(alone)["far"] == standings(both)["far"]
 
 
+def test_where_the_seed_makes_the_scatter_pairs_are_clear_at_once():
+    rng = np.random.default_rng(0)
+    seed, own = rng.normal(0, 1, 20), rng.normal(0, 0.02, (2, 20))
+    sweep, _ = raced(planned(["arm"]), lambda cell, i: float(seed[i] + own[int(cell == "arm"), i] - 0.1 * (cell == "arm")))
+    found = standings(sweep)["arm"]
+    assert found.verdict.word == "better"
+    assert "of pairs" in found.verdict.reason
+    assert found.seeds < 8
+
+
 def test_equal_arms_are_equivalent_within_a_margin():
     sweep, _ = raced(planned(["arm"], margin=2.0), normal({"arm": 0.0}, std=0.3))
     found = standings(sweep)["arm"]

@@ -157,7 +157,11 @@ def test_the_seeds_of_a_search_may_not_confirm_it(workdir):
         ("trials = 6", "trails = 6", "trails: unknown key; did you mean 'trials'"),
         ('[arms.muon]\n', '[arms.muon]\noptimizer.lr = 0.1\n', "arm 'muon' both sets and searches optimizer.lr"),
         ("space.optimizer.lr = { low = 1e-4, high = 1e-1, log = true }", "", "arms.adamw: expected a space such as"),
-        ("space.optimizer.lr = { low = 1e-4, high = 1e-1, log = true }", "space = 3", "arms.adamw.space: expected a table of keys, got 3"),
+        (
+            "space.optimizer.lr = { low = 1e-4, high = 1e-1, log = true }",
+            "space = 3",
+            "arms.adamw.space: expected a table of keys, got 3",
+        ),
         ("tiny.toml", "tny.toml", "base: tny.toml: no such file; did you mean 'tiny.toml'"),
     ],
 )  # fmt: skip

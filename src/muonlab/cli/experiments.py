@@ -54,6 +54,39 @@ def sweep(
     _report(folder, None, json)
 
 
+@app.command
+def race(
+    experiment: Path,
+    *,
+    set: Set = None,
+    profile: Profile = None,
+    out: Path | None = None,
+    workers: Annotated[int | None, Parameter(help="processes at once; default: one a core (CPU) or one (CUDA)")] = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Run seed after seed of an experiment, only until the answer is clear, then write its report.
+
+    After each seed every arm is compared with the baseline, by a test that allows looking as often as one likes. An arm that is
+    better, worse or equivalent stops; the experiment's seeds are the most that may be used. The same command goes on with a race.
+
+    Parameters
+    ----------
+    experiment: An experiment file with a baseline, such as experiments/quickstart.toml.
+    out: Folder of the race. Default: runs/EXPERIMENT-race.
+    """
+    from muonlab.cli.progress import SweepDisplay
+    from muonlab.lab.experiment import load_experiment
+    from muonlab.lab.runner import race as run_race
+
+    positive("--workers", workers)
+    loaded = load_experiment(experiment, tuple(set or ()), profile)
+    folder = out or Path("runs") / f"{loaded.name}-race"
+    with SweepDisplay([cell.name for cell in loaded.cells], list(loaded.config.seeds), at_most=True) as display:
+        run_race(loaded, folder, workers=workers, device=device, on_event=display.hear, on_look=display.look)
+    _report(folder, None, json)
+
+
 def _estimate_in_words(found: Estimate) -> str:
     from muonlab.cli.progress import duration
 

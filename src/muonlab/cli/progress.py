@@ -15,10 +15,12 @@ from muonlab.train.run_folder import ENDED
 
 if TYPE_CHECKING:
     from muonlab.lab.pool import Event
+    from muonlab.lab.race import Standing
     from muonlab.lab.results import Results
     from muonlab.train.run import Progress as RunProgress
 
 _STYLES = {"better": "bold green", "worse": "bold red", "equivalent": "bold blue", "undecided": "yellow"}
+_SEEDS_SHOWN = 8  # with more there is no room for a column each
 _PLAIN_EVERY = 15.0  # seconds between lines about one run where there is no terminal
 
 
@@ -85,13 +87,14 @@ class RunDisplay:
 class SweepDisplay:
     """Arms × seeds: what each run is doing, and how long the whole will take."""
 
-    def __init__(self, cells: list[str], seeds: list[int], expected: int | None = None) -> None:
-        """expected: the number of cells, where not all are known from the start."""
+    def __init__(self, cells: list[str], seeds: list[int], expected: int | None = None, at_most: bool = False) -> None:
+        """expected: the number of cells, where not all are known from the start. at_most: a race may end before all seeds ran."""
         self.console = Log()
-        self.cells, self.seeds, self.expected = cells, seeds, expected
+        self.cells, self.seeds, self.expected, self.at_most = cells, seeds, expected, at_most
         self.state: dict[tuple[str, int], Event] = {}
         self.began = time.monotonic()
         self.already = 0
+        self.looks: dict[str, str] = {}
         self.live = Live(console=self.console, refresh_per_second=4, get_renderable=self._render)
 
     def __enter__(self) -> SweepDisplay:
@@ -119,6 +122,15 @@ class SweepDisplay:
             text += f"  {_losses(before.progress)}  {before.progress.tokens_per_second:,.0f} tokens/s"
         self.console.print(f"[{done}/{self._total}] {text}  {self._left()}", markup=False)
 
+    def look(self, standings: dict[str, Standing]) -> None:
+        """Where the arms of a race stand."""
+        for arm, standing in standings.items():
+            if standing.seeds:
+                text = f"after {standing.seeds} seeds, {arm}: {standing.verdict.word} ({standing.verdict.reason})"
+                if self.looks.get(arm) != text:
+                    self.console.print(text, markup=False)
+                self.looks[arm] = text
+
     @property
     def _total(self) -> int:
         return (self.expected or len(self.cells)) * len(self.seeds)
@@ -129,7 +141,8 @@ class SweepDisplay:
         remaining = self._total - self.already - done
         if done <= 0:
             return ""
-        return f"{duration((time.monotonic() - self.began) * remaining / done)} left" if remaining > 1e-9 else "done"
+        most = "at most " if self.at_most else ""
+        return f"{most}{duration((time.monotonic() - self.began) * remaining / done)} left" if remaining > 1e-9 else "done"
 
     @staticmethod
     def _share(event: Event) -> float:
@@ -138,16 +151,29 @@ class SweepDisplay:
         return float(event.kind in ENDED)
 
     def _render(self) -> Group:
+        table = self._by_seed() if len(self.seeds) <= _SEEDS_SHOWN else self._by_arm()
+        done = sum(event.kind in ENDED for event in self.state.values())
+        speed = sum(e.progress.tokens_per_second for e in self.state.values() if e.kind == "progress" and e.progress is not None)
+        rate = f"{speed:,.0f} tokens/s  " if speed else ""
+        return Group(table, Text(f"{done}/{self._total} runs  {rate}{self._left()}", style="dim"))
+
+    def _by_seed(self) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("arm")
         for seed in self.seeds:
             table.add_column(f"seed {seed}")
         for cell in self.cells:
             table.add_row(cell, *(self._cell(self.state.get((cell, seed))) for seed in self.seeds))
-        done = sum(event.kind in ENDED for event in self.state.values())
-        speed = sum(e.progress.tokens_per_second for e in self.state.values() if e.kind == "progress" and e.progress is not None)
-        rate = f"{speed:,.0f} tokens/s  " if speed else ""
-        return Group(table, Text(f"{done}/{self._total} runs  {rate}{self._left()}", style="dim"))
+        return table
+
+    def _by_arm(self) -> Table:
+        table = Table("arm", "ended", "now", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for cell in self.cells:
+            events = {seed: event for seed in self.seeds if (event := self.state.get((cell, seed))) is not None}
+            ended = sum(event.kind in ENDED for event in events.values())
+            now = [Text(f"seed {seed} ") + self._cell(event) for seed, event in events.items() if event.kind not in ENDED]
+            table.add_row(cell, f"{ended}/{len(self.seeds)}", Text("  ").join(now))
+        return table
 
     @staticmethod
     def _cell(event: Event | None) -> Text:

@@ -310,9 +310,8 @@ def run_folder_name(cell: str, seed: int, run_id: str) -> str:
 def plan_of(experiment: Experiment, machine: dict[str, Any]) -> dict[str, Any]:
     """What a sweep's folder says of its experiment (experiment.json): settings, cells with their whole recipes, and the runs,
     seed by seed, so that half a sweep has as many runs of each arm. machine: device, threads and precision of each run."""
-    config = experiment.config.model_dump(
-        mode="json", exclude={"arms", "grid", "zip", "set", "base", "refine", "head_to_head", "profiles"}
-    )
+    how = {"arms", "grid", "zip", "set", "base", "refine", "head_to_head", "profiles"}  # the cells are made from these
+    config = experiment.config.model_dump(mode="json", exclude=how)
     targets = experiment.config.all_targets()
     disguises = {
         d.cell: {"same_as": d.same_as, "because": d.because}

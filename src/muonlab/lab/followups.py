@@ -80,9 +80,9 @@ def expand(path: Path, follow: Refine | HeadToHead, first: Experiment) -> Expans
 def _means(where: str, file: Path, first: Experiment) -> tuple[str, dict[str, float]]:
     """Where the result was found, and the mean metric of each cell whose runs all finished. The committed result counts before
     the one in runs/, so that everybody gets the same; either must be whole, and of the recipes that the file now has."""
-    committed, folder = file.parent / file.stem / "results.json", Path("runs") / file.stem
+    committed, folder = file.parent / first.name / "results.json", Path("runs") / first.name
     problems = []
-    for source, name in ((committed, f"{file.stem}/results.json"), (folder, str(folder))):
+    for source, name in ((committed, f"{first.name}/results.json"), (folder, str(folder))):
         if not source.exists():
             problems.append(f"there is no {source}")
             continue

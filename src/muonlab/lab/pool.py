@@ -75,9 +75,11 @@ class Pool:
         count: int,
         on_event: Callable[[Event], None],
         on_failure: Callable[[Task, str], None] = lambda *_: None,
+        more: Callable[[], list[Task]] | None = None,
     ) -> None:
+        """more: asked for further tasks whenever all are done, until it has none."""
         self.waiting, self.count = list(tasks), count
-        self.on_event, self.on_failure = on_event, on_failure
+        self.on_event, self.on_failure, self.more = on_event, on_failure, more
         self.workers: list[_Worker] = []
         self.lost: Counter[tuple[str, int]] = Counter()
         self.failures: list[str] = []
@@ -87,8 +89,7 @@ class Pool:
         """Brings every task to its end. Raises Interrupted after SIGINT or SIGTERM, RunError if runs failed."""
         with stop_requests() as request:
             self.workers = [_Worker() for _ in range(self.count)]
-            for worker in list(self.workers):
-                self._next(worker)
+            self._distribute()
             while self.workers:
                 if request.signum is not None and self.stopping is None:
                     self.stopping = request.signum
@@ -118,7 +119,7 @@ class Pool:
             self._fail(task, content)
         else:
             self.on_event(Event(task.cell, task.seed, kind, message=content))
-        self._next(worker)
+        self._distribute()
 
     def _fail(self, task: Task, message: str) -> None:
         self.failures.append(message)
@@ -141,23 +142,34 @@ class Pool:
         else:
             self._fail(task, f"{message}, {TRIES} times in a row (out of memory? try fewer --workers)")
         if self.waiting:
-            replacement = _Worker()
-            self.workers.append(replacement)
-            self._next(replacement)
+            self.workers.append(_Worker())
+        self._distribute()
 
-    def _next(self, worker: _Worker) -> None:
-        if self.waiting and self.stopping is None:
-            task = self.waiting.pop(0)
-            try:
-                worker.give(task)
-            except OSError:  # it died between two tasks
-                self._lost(worker)
-                return
-            self.on_event(Event(task.cell, task.seed, "started"))
-        else:
-            worker.pipe.close()
-            worker.process.join()
-            self.workers.remove(worker)
+    def _distribute(self) -> None:
+        """Gives every idle worker a task; one that will not get another leaves."""
+        if not self.waiting and not any(worker.task for worker in self.workers):
+            self._refill()
+        for worker in [worker for worker in self.workers if worker.task is None]:
+            if self.waiting and self.stopping is None:
+                self._give(worker, self.waiting.pop(0))
+            elif self.more is None or self.stopping is not None:
+                worker.pipe.close()
+                worker.process.join()
+                self.workers.remove(worker)
+
+    def _give(self, worker: _Worker, task: Task) -> None:
+        try:
+            worker.give(task)
+        except OSError:  # it died between two tasks
+            self._lost(worker)
+            return
+        self.on_event(Event(task.cell, task.seed, "started"))
+
+    def _refill(self) -> None:
+        if self.more is not None and self.stopping is None and not self.failures:
+            self.waiting = self.more()
+        if not self.waiting:
+            self.more = None
 
     def _stop_all(self) -> None:
         for worker in self.workers:

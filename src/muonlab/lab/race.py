@@ -1,12 +1,14 @@
 """A race: seeds one at a time, for as long as the answer is open.
 
 Every arm runs the first seed, then the second, and so on; after each seed the arms are compared with the baseline by a test that
-allows looking as often as one likes (stats.sequential). An arm that is better, worse or equivalent runs no more; the baseline runs
-while any arm is left. Where an arm stands is a function of the runs in the folder: nothing else is kept.
+allows looking as often as one likes (stats.sequential). Most of alpha goes to the two samples, some to the pairs that share a seed:
+where the seed makes most of the scatter, pairs are clear at once, and nothing is chosen by the data. An arm that is better, worse or
+equivalent runs no more; the baseline runs while any arm is left. Where an arm stands is a function of the runs in the folder.
 """
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ from muonlab.lab import stats
 from muonlab.lab.stats import Verdict
 from muonlab.lab.store import RunRecord, Sweep
 from muonlab.train.run_folder import ENDED
+
+_PAIRS = 0.2  # the pairs' share of alpha
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,21 @@ def _standing(arm: list[RunRecord], baseline: list[RunRecord], plan: dict[str, A
         return Standing(n, Verdict("undecided", f"{diverged[0].cell}, seed {diverged[0].seed}, diverged"), open=False)
     if not n:
         return Standing(n, Verdict("undecided", "no runs yet"), open=left)
-    ours, theirs = ([run.result[plan["metric"]] for run in side[:n]] for side in (arm, baseline))
-    verdict = stats.decide_now(ours, theirs, **level)
+    ours, theirs = ([run.value(plan["metric"]) for run in side[:n]] for side in (arm, baseline))
+    verdict = _verdict(ours, theirs, **level)
     return Standing(n, verdict, open=left and verdict.word == "undecided")
+
+
+def _verdict(arm: list[Any], baseline: list[Any], *, alpha: float, margin: float | None, claims: int) -> Verdict:
+    """What the pairs say at their share of alpha, or else the two samples at theirs."""
+    level = _PAIRS * alpha / claims
+    differences = [a - b for a, b in zip(arm, baseline, strict=True)]
+    low, high = stats.mean_sequence(differences, alpha=level)
+    word = str(stats.words(low, high, margin))
+    if word != "undecided":
+        found = f"difference {statistics.fmean(differences):+.4f}, {100 * (1 - level):.4g} % confidence sequence of pairs"
+        return Verdict(word, f"{found} {low:+.4f} to {high:+.4f}")
+    return stats.decide_now(arm, baseline, alpha=(1 - _PAIRS) * alpha, margin=margin, claims=claims)
 
 
 def next_runs(sweep: Sweep, at_once: int = 1) -> list[RunRecord]:

@@ -12,7 +12,8 @@ from muonlab.data.corpus import Corpus, DataConfig
 from muonlab.errors import InputError
 from muonlab.lab.experiment import Experiment, plan_of
 from muonlab.lab.pool import Event, Pool, Task
-from muonlab.lab.store import Sweep, merged, note_failure, read_plan, read_runs, write_plan
+from muonlab.lab.race import Standing, check, next_runs, standings
+from muonlab.lab.store import RunRecord, Sweep, merged, note_failure, read_plan, read_runs, write_plan
 from muonlab.train.run_folder import ENDED, RunFolder
 from muonlab.train.trainer import batches, choose_machine
 
@@ -31,6 +32,43 @@ def sweep(
     and precision of the runs, later ones keep them: a run done again computes what it computed before. Raises InputError for
     bad input, Interrupted after SIGINT or SIGTERM (all runs saved), RunError if runs failed.
     """
+    _run(experiment, out, workers, device, on_event, lambda state: [run for run in state.runs if run.status not in ENDED])
+
+
+def race(
+    experiment: Experiment,
+    out: Path,
+    *,
+    workers: int | None = None,
+    device: str | None = None,
+    on_event: Callable[[Event], None] = lambda _: None,
+    on_look: Callable[[dict[str, Standing]], None] = lambda _: None,
+) -> None:
+    """Runs one seed after the other, of the baseline and of every arm whose verdict is open, in the folder `out`.
+
+    The experiment's seeds are the most that it may use. on_look: told where the arms stand, after every seed. Everything else is
+    as for `sweep`; a race that was broken off goes on.
+    """
+    count, _ = workers_and_machine(experiment, workers, device)
+
+    def needed(state: Sweep) -> list[RunRecord]:
+        on_look(standings(state))
+        return next_runs(state, count)
+
+    check(plan_of(experiment, {}), experiment.name)
+    _run(experiment, out, workers, device, on_event, needed, race=True)
+
+
+def _run(
+    experiment: Experiment,
+    out: Path,
+    workers: int | None,
+    device: str | None,
+    on_event: Callable[[Event], None],
+    needed: Callable[[Sweep], list[RunRecord]],
+    race: bool = False,
+) -> None:
+    """needed: the runs that are to be done now, of those planned; a race asks again after each round."""
     count, machine = workers_and_machine(experiment, workers, device)
     known = read_plan(out)
     if known is None:
@@ -38,12 +76,11 @@ def sweep(
     elif device is not None and device != known["machine"]["device"]:
         raise InputError(f"{out}: its runs are computed on {known['machine']['device']}: choose another folder with --out")
     with RunFolder(out).lock():
-        plan = plan_of(experiment, machine)
+        plan = plan_of(experiment, machine) | ({"race": True} if race else {})
         state = read_runs(out, merged(out, read_plan(out), plan))
-        pending = [run for run in state.runs if run.status not in ENDED]
-        if damaged := [run.problem for run in pending if run.status == "damaged"]:
+        if damaged := [run.problem for run in state.runs if run.status == "damaged"]:
             raise InputError(*damaged)
-        if known is not None and pending:
+        if known is not None and any(run.status not in ENDED for run in state.runs):
             check_data(experiment, state)
         write_plan(out, plan)
         for run in state.runs:
@@ -51,10 +88,14 @@ def sweep(
                 on_event(Event(run.cell, run.seed, run.status))
         recipes = {cell.name: cell.recipe.canonical() for cell in experiment.cells}
         settings = state.plan["machine"]
-        tasks = [Task(run.cell, run.seed, str(out / "runs" / run.folder), recipes[run.cell], settings) for run in pending]
-        if tasks:
-            pool = Pool(tasks, min(count, len(tasks)), on_event, lambda t, why: note_failure(out, Path(t.folder).name, why))
-            pool.run()
+
+        def tasks(state: Sweep) -> list[Task]:
+            return [Task(run.cell, run.seed, str(out / "runs" / run.folder), recipes[run.cell], settings) for run in needed(state)]
+
+        if first := tasks(state):
+            more = (lambda: tasks(read_runs(out, state.plan))) if race else None
+            failed = lambda task, why: note_failure(out, Path(task.folder).name, why)  # noqa: E731
+            Pool(first, min(count, len(first)), on_event, failed, more).run()
 
 
 def workers_and_machine(experiment: Experiment, workers: int | None, device: str | None) -> tuple[int, dict[str, Any]]:

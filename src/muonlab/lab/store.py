@@ -87,7 +87,7 @@ def merged(directory: Path, known: dict[str, Any] | None, plan: dict[str, Any]) 
 def _changes(known: dict[str, Any], plan: dict[str, Any]) -> list[dict[str, Any]]:
     today = datetime.now(UTC).date().isoformat()
     before, after = ({**p, "arms": [cell["name"] for cell in p["cells"]]} for p in (known, plan))
-    keys = ("metric", "target", "margin", "alpha", "baseline", "seeds", "arms", "budget")
+    keys = ("metric", "target", "margin", "alpha", "baseline", "seeds", "arms", "budget", "race")
     if "search" in plan:
         keys = tuple(key for key in keys if key != "arms")  # a search tries one after the other
     found = [
@@ -106,12 +106,16 @@ def _changes(known: dict[str, Any], plan: dict[str, Any]) -> list[dict[str, Any]
 
 
 def load_sweep(directory: str | Path) -> Sweep:
-    """Reads a sweep's folder, finished or not. Raises InputError if it is none."""
+    """Reads a sweep's folder, finished or not. A race holds the runs that it needed: none is missing. Raises InputError for a
+    folder without a sweep."""
     directory = Path(directory)
     plan = read_plan(directory)
     if plan is None:
         raise InputError(f"{directory}: expected the folder of a sweep (with {_PLAN}); run `muonlab sweep EXPERIMENT` first")
-    return read_runs(directory, plan)
+    sweep = read_runs(directory, plan)
+    if plan.get("race"):
+        return Sweep(plan, [run for run in sweep.runs if run.status != "missing"])
+    return sweep
 
 
 def read_runs(directory: Path, plan: dict[str, Any]) -> Sweep:

@@ -30,6 +30,7 @@ from muonlab.lab.stats.sequential import (
     sequential_p,
     target_e_value,
     target_p,
+    words,
 )
 from muonlab.lab.stats.times import (
     Rate,
@@ -79,4 +80,5 @@ __all__ = [
     "target_p",
     "time_to_target",
     "windows",
+    "words",
 ]
