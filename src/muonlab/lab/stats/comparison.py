@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +38,10 @@ def compare(arm: Sequence[float], baseline: Sequence[float], *, alpha: float = 0
     no_margin = None if margin is None else math.nan
     if min(len(arm), len(baseline)) < 2 or (np.ptp(arm) == 0 and np.ptp(baseline) == 0):
         return Comparison(difference, math.nan, math.nan, math.nan, no_margin)
-    test: Any = stats.ttest_ind(arm, baseline, equal_var=False)
-    interval = test.confidence_interval(1 - alpha)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # one side may have no spread: the test goes by the other's
+        test: Any = stats.ttest_ind(arm, baseline, equal_var=False)
+        interval = test.confidence_interval(1 - alpha)
     equivalence = None
     if margin is not None:
         equivalence = float(ttost_ind(np.asarray(arm), np.asarray(baseline), -margin, margin, usevar="unequal")[0])
@@ -127,7 +130,9 @@ def dunnett(arms: Mapping[str, Sequence[float]], baseline: str) -> dict[str, flo
     spread = any(np.ptp(values) > 0 for values in arms.values())
     if not others or not spread:
         return dict.fromkeys(others, math.nan)
-    found: Any = stats.dunnett(*(np.asarray(arms[name]) for name in others), control=np.asarray(arms[baseline]), rng=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # some arms may have no spread: it is pooled
+        found: Any = stats.dunnett(*(np.asarray(arms[name]) for name in others), control=np.asarray(arms[baseline]), rng=0)
     return dict(zip(others, map(float, found.pvalue), strict=True))
 
 
