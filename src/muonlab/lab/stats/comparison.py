@@ -171,7 +171,7 @@ def decide(
     margin is `equivalent` even where it is clearly not zero."""
     if math.isnan(comparison.p):
         return Verdict("undecided", "too few runs, or no spread between seeds: there is no estimate of chance")
-    d = _digits((comparison.high - comparison.low) / 2)
+    d = decimals((comparison.high - comparison.low) / 2)
     difference = f"difference {comparison.difference:+.{d}f}"
     if margin is not None and p_equivalence_adjusted < alpha:
         return Verdict("equivalent", f"{difference}, shown to lie within ±{margin:g} (TOST, p {_p(p_equivalence_adjusted)})")
@@ -193,7 +193,7 @@ def judge(comparisons: Mapping[str, Comparison], *, alpha: float, margin: float 
     }
 
 
-def _digits(half: float) -> int:
+def decimals(half: float) -> int:
     """Decimals of a difference: four, or as many as show two digits of half its interval."""
     return max(4, 1 - math.floor(math.log10(half))) if 0 < half < math.inf else 4
 
