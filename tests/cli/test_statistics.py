@@ -129,7 +129,7 @@ def test_equivalence_needs_a_margin(muonlab, write):
 
 
 def test_a_diverged_run_is_counted_never_dropped(muonlab, write):
-    values = ["3.1", "nan", "3.2", "inf", "", "3.15"]
+    values = ["3.1", "nan", "3.2", "1e200", "", "3.15"]
     path = write("runs.csv", "arm,val_loss\n" + "".join(f"{'a' if i < 3 else 'b'},{x}\n" for i, x in enumerate(values)))
     _, out, _ = muonlab("stats", path)
     assert "a: val_loss, n = 2, 1 diverged" in out
@@ -216,6 +216,23 @@ def test_a_folder_of_runs(muonlab, tmp_path):
     assert x["summary"]["mean"] == pytest.approx(3.2)
 
 
+def test_runs_that_the_plan_does_not_name_are_left_out(muonlab, tmp_path):
+    for seed in range(4):
+        make_run(tmp_path / f"runs/x-{seed}", seed, 3.0 + seed)
+    planned = [{"cell": "x", "seed": seed, "id": f"id{seed}", "folder": f"x-{seed}"} for seed in range(3)]
+    write_json(tmp_path / "experiment.json", {"runs": planned})
+    code, out, err = muonlab("stats", tmp_path)
+    assert code == 0
+    assert "x: val_loss, n = 3" in out
+    assert "1 of 4 runs are not in the plan and are left out: runs/x-3" in err
+
+
+def test_windows_without_spread(muonlab, write):
+    path = write("same.csv", "val_loss\n3.1\n3.1\n3.2\n")
+    assert "no spread" in muonlab("stats", path, "--target", 3, "--windows", 2)[2]
+    assert muonlab("stats", path, "--target", 3)[0] == 0
+
+
 def test_json_has_no_nan(muonlab, write):
     code, out, _ = muonlab("stats", write("same.csv", "arm,val_loss\na,1\na,1\nb,2\nb,2\n"), "--target", 3, "--json")
     assert code == 0
@@ -252,11 +269,7 @@ GOOD = "arm,seed,val_loss\na,1,3.1\na,2,3.2\nb,1,3.0\nb,2,3.3\n"
         ("val_loss\n3.1\n", [], "expected at least two runs, got one"),
         ("val_loss\nnan\ninf\n", [], "all 2 runs diverged"),
         ("val_loss\n3.1\n3.2\n", ["--baseline", "a"], "--baseline: needs several arms, got one"),
-        (
-            "val_loss\n3.1\n3.2\n",
-            ["--target", "3", "--windows", "40"],
-            "--windows: expected sizes from 2 to the 2 runs there are, got 40",
-        ),
+        ("val_loss\n3.1\n3.2\n", ["--target", "3", "--windows", "40"], "--windows: expected a window of 2 to 2 runs, got 40"),
         ("val_loss\n3.1\n3.2\n", ["--windows", "many"], "--windows: expected sizes such as 40,80, got 'many'"),
         ("a,val_loss\n1,2\n1,2,3\n", [], "line 3: expected 2 cells as in the first line, got 3"),
         ("a,a\n1,2\n", [], "two columns have the name 'a'"),

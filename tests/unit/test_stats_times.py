@@ -51,6 +51,7 @@ def test_a_miss_is_later_not_absent():
     assert stats.time_to_target(with_misses).median == 110
     assert stats.time_to_target(stats.Times((100, None, None), (500, 500))).median is None
     assert math.isnan(stats.log_rank(stats.Times((None,), (5,)), stats.Times((None,), (5,))))
+    assert math.isnan(stats.log_rank(stats.Times((None,), (5,)), stats.Times((7,)))), "only one run was left at 7"
 
 
 def test_times_must_fit():

@@ -114,10 +114,8 @@ def _text(found: Answers, question: Question, column: str, time: str | None, ste
         lines += _claim_lines(claim, found.baseline or "", question, steps)
     if found.rate is not None:
         rate = found.rate
-        lines.append(
-            f"loss falls by {rate.per_100_steps:.6f} with 100 more {steps} "
-            f"({_level(question)} CI {rate.low:.6f} to {rate.high:.6f}, {rate.n} runs)"
-        )
+        ci = "too few for an interval" if math.isnan(rate.low) else f"{_level(question)} CI {rate.low:.6f} to {rate.high:.6f}"
+        lines.append(f"loss falls by {rate.per_100_steps:.6f} with 100 more {steps} ({rate.n} runs, {ci})")
     if found.need is not None:
         lines.append(found.need)
     return lines if lines[-1] else lines[:-1]
@@ -207,7 +205,8 @@ def _claim_lines(claim: Claim, baseline: str, question: Question, steps: str | N
         )
     if claim.ratio is not None and claim.times_p is not None:
         r = claim.ratio
+        ratio = "open" if math.isnan(r.ratio) else f"{r.ratio:.4f}"
         ci = "" if math.isnan(r.low) else f", {_level(question)} CI {r.low:.4f} to {r.high:.4f}"
         p = "" if math.isnan(claim.times_p) else f"; log-rank p {_p(claim.times_p)}"
-        beside.append(f"{steps} to {question.target:g}: ratio {r.ratio:.4f}{ci} ({r.method}){p}")
+        beside.append(f"{steps} to {question.target:g}: ratio {ratio}{ci} ({r.method}){p}")
     return [*lines, *(f"  {text}" for text in beside)]

@@ -105,7 +105,7 @@ def _arm(arm: Arm, arms: Sequence[Arm], question: Question, curves: bool) -> Arm
         test=found,
         anytime_p=stats.target_p(values, target) if values else None,
         reached="yes" if shown else "not shown",
-        windows=[] if len(arms) > 1 else [stats.windows(values, target, size) for size in _sizes(question, values)],
+        windows=[] if len(arms) > 1 else _windows(values, target, question.windows),
         times=_times(arm, arms, alpha) if curves else None,
     )
 
@@ -117,13 +117,14 @@ def _times(arm: Arm, arms: Sequence[Arm], alpha: float) -> stats.TimeSummary:
     return stats.time_to_target(arm.times(last), alpha=alpha, horizon=min(last, followed))
 
 
-def _sizes(question: Question, values: Sequence[float]) -> list[int]:
-    if question.windows is None:
-        return [size for size in (40, 80) if 2 * size <= len(values) and min(values) < max(values)]
-    wrong = [size for size in question.windows if not 2 <= size <= len(values)]
-    if wrong:
-        raise InputError(f"--windows: expected sizes from 2 to the {len(values)} runs there are, got {wrong[0]}")
-    return list(question.windows)
+def _windows(values: Sequence[float], target: float, asked: Sequence[int] | None) -> list[stats.Windows]:
+    sizes = [size for size in (40, 80) if 2 * size <= len(values)] if asked is None else asked
+    try:
+        return [stats.windows(values, target, size) for size in sizes]
+    except ValueError as error:
+        if asked is None:  # nobody asked for windows, and there are none to be had
+            return []
+        raise InputError(f"--windows: {error}") from None
 
 
 def _last(arms: Sequence[Arm]) -> float:

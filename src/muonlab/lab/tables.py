@@ -17,6 +17,7 @@ from muonlab.names import did_you_mean
 from muonlab.train.run_folder import RunFolder
 
 _SHOWN = 5  # problems of one kind that are told one by one
+_LARGEST = 1e100  # whatever is beyond has diverged, and its square would overflow
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,14 @@ def _read_runs(directory: Path, curves: bool) -> Table:
     if not folders:
         raise InputError(f"{directory}: expected a folder of runs, found no run.json below it")
     arms = {planned["folder"]: planned["cell"] for planned in plan["runs"]} if plan else {}
-    rows, unfinished = [], []
+    rows, unfinished, foreign = [], [], []
     for path in folders:
         folder = RunFolder(path)
         run, result = folder.run() or {}, folder.result()
         name = str(path.relative_to(directory))
+        if plan and path.name not in arms:
+            foreign.append(name)
+            continue
         if result is None:
             unfinished.append(name)
             continue
@@ -163,12 +167,20 @@ def _read_runs(directory: Path, curves: bool) -> Table:
             rows.append(Row(str(folder.result_file), directory, end))
     if not rows:
         raise InputError(f"{directory}: none of its {len(folders)} runs has ended; finish them first")
-    note = f"{len(unfinished)} of {len(folders)} runs have not ended and are left out: {', '.join(unfinished[:_SHOWN])}"
-    return Table(directory, rows, (note,) if unfinished else ())
+    return Table(
+        directory,
+        rows,
+        _left_out(len(folders), unfinished, "have not ended") + _left_out(len(folders), foreign, "are not in the plan"),
+    )
+
+
+def _left_out(of: int, names: list[str], why: str) -> tuple[str, ...]:
+    more = " …" if len(names) > _SHOWN else ""
+    return (f"{len(names)} of {of} runs {why} and are left out: {', '.join(names[:_SHOWN])}{more}",) if names else ()
 
 
 def numbers(rows: Iterable[Row], column: str) -> list[float | None]:
-    """The column's figures; None for a row without one (no cell, an empty one, nan, an infinity): so a diverged run looks.
+    """The column's figures; None for a row without one (no cell, an empty one, nan, an infinity, beyond 1e100): a diverged run.
 
     Raises InputError that names the lines whose cell is not a number.
     """
@@ -180,7 +192,7 @@ def numbers(rows: Iterable[Row], column: str) -> list[float | None]:
             found.append(None)
         elif _is_number(cell):
             value = _float(cell)
-            found.append(value if math.isfinite(value) else None)
+            found.append(value if abs(value) <= _LARGEST else None)
         else:
             problems.append(f"{row.where}: expected a number in {column!r}, got {_short(str(cell))}")
     if problems:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +38,10 @@ def compare(arm: Sequence[float], baseline: Sequence[float], *, alpha: float = 0
     no_margin = None if margin is None else math.nan
     if min(len(arm), len(baseline)) < 2 or (np.ptp(arm) == 0 and np.ptp(baseline) == 0):
         return Comparison(difference, math.nan, math.nan, math.nan, no_margin)
-    test: Any = stats.ttest_ind(arm, baseline, equal_var=False)
-    interval = test.confidence_interval(1 - alpha)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # one side may have no spread: the test goes by the other's
+        test: Any = stats.ttest_ind(arm, baseline, equal_var=False)
+        interval = test.confidence_interval(1 - alpha)
     equivalence = None
     if margin is not None:
         equivalence = float(ttost_ind(np.asarray(arm), np.asarray(baseline), -margin, margin, usevar="unequal")[0])
@@ -127,7 +130,9 @@ def dunnett(arms: Mapping[str, Sequence[float]], baseline: str) -> dict[str, flo
     spread = any(np.ptp(values) > 0 for values in arms.values())
     if not others or not spread:
         return dict.fromkeys(others, math.nan)
-    found: Any = stats.dunnett(*(np.asarray(arms[name]) for name in others), control=np.asarray(arms[baseline]), rng=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # some arms may have no spread: it is pooled
+        found: Any = stats.dunnett(*(np.asarray(arms[name]) for name in others), control=np.asarray(arms[baseline]), rng=0)
     return dict(zip(others, map(float, found.pvalue), strict=True))
 
 
@@ -166,7 +171,7 @@ def decide(
     margin is `equivalent` even where it is clearly not zero."""
     if math.isnan(comparison.p):
         return Verdict("undecided", "too few runs, or no spread between seeds: there is no estimate of chance")
-    d = _digits((comparison.high - comparison.low) / 2)
+    d = decimals((comparison.high - comparison.low) / 2)
     difference = f"difference {comparison.difference:+.{d}f}"
     if margin is not None and p_equivalence_adjusted < alpha:
         return Verdict("equivalent", f"{difference}, shown to lie within ±{margin:g} (TOST, p {_p(p_equivalence_adjusted)})")
@@ -188,7 +193,7 @@ def judge(comparisons: Mapping[str, Comparison], *, alpha: float, margin: float 
     }
 
 
-def _digits(half: float) -> int:
+def decimals(half: float) -> int:
     """Decimals of a difference: four, or as many as show two digits of half its interval."""
     return max(4, 1 - math.floor(math.log10(half))) if 0 < half < math.inf else 4
 

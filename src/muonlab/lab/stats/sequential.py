@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from muonlab.lab.stats.comparison import Verdict
+from muonlab.lab.stats.comparison import Verdict, decimals
 
 TAU = 1.5  # σ: the size of effects that the tests are sharpest for, measured in tests/unit/test_stats_sequential.py
 
@@ -71,12 +71,12 @@ class _Evidence:
             half = np.sqrt(share * np.where(known, self.within, 0.0) / (self.k * (1 - share)))
         return np.where(known, self.centre - half, -np.inf), np.where(known, self.centre + half, np.inf)
 
-    def chance_above(self, effect: float, tau: float) -> np.ndarray:
-        """Posterior chance of a true effect above `effect`, under the same mixture (σ unknown): Student's t."""
+    def chance_below(self, effect: float, tau: float) -> np.ndarray:
+        """Posterior chance of a true effect below `effect`, under the same mixture (σ unknown): Student's t."""
         w = self.k * tau**2 / (1 + self.k * tau**2)
         away = np.where(self.usable, self.centre - effect, 0.0)
         left = np.where(self.usable, self.within + self.k * away**2 * (1 - w), 1.0)
-        return stats.t.cdf(w * away / np.sqrt(w / self.k * left / self.contrasts), self.contrasts)
+        return stats.t.cdf(-w * away / np.sqrt(w / self.k * left / self.contrasts), self.contrasts)
 
     @property
     def usable(self) -> np.ndarray:
@@ -170,7 +170,7 @@ def target_p(values: ArrayLike, target: float, *, tau: float = TAU) -> Numbers:
 def _log_target(values: ArrayLike, target: float, tau: float) -> np.ndarray:
     _checked(None, tau, None)
     evidence = _one(values)
-    below = 1 - evidence.chance_above(target, tau)
+    below = evidence.chance_below(target, tau)
     with np.errstate(divide="ignore"):
         return np.where(evidence.usable, evidence.log_e(target, tau, None) + np.log(2 * below), 0.0)
 
@@ -196,7 +196,8 @@ def decide_now(
     if math.isinf(low):
         return Verdict("undecided", "too few runs, or no spread between seeds: there is no estimate of chance")
     difference = fmean(arm) - fmean(baseline)
-    evidence = f"difference {difference:+.4f}, {100 * (1 - level):.4g} % confidence sequence {low:+.4f} to {high:+.4f}"
+    d = decimals((high - low) / 2)
+    evidence = f"difference {difference:+.{d}f}, {100 * (1 - level):.4g} % confidence sequence {low:+.{d}f} to {high:+.{d}f}"
     return Verdict(str(words(low, high, margin)), evidence)
 
 

@@ -121,10 +121,11 @@ def _restricted_mean(times: Times, horizon: float) -> tuple[float, float]:
 
 
 def log_rank(arm: Times, baseline: Times) -> float:
-    """p of "both reach the target equally fast" (two-sided); nan where no run of either did."""
+    """p of "both reach the target equally fast" (two-sided); nan where nobody did, or nothing can tell them apart."""
     if not arm.reached and not baseline.reached:
         return math.nan
-    found: Any = stats.logrank(arm.censored, baseline.censored)
+    with np.errstate(invalid="ignore"):  # no variance: at each hit only one run was still on its way
+        found: Any = stats.logrank(arm.censored, baseline.censored)
     return float(found.pvalue)
 
 
