@@ -1,8 +1,8 @@
 """A race: seeds one at a time, for as long as the answer is open.
 
 Every arm runs the first seed, then the second, and so on; after each seed the arms are compared with the baseline by a test that
-allows looking as often as one likes (stats.sequential). Most of alpha goes to the two samples, some to the pairs that share a seed:
-where the seed makes most of the scatter, pairs are clear at once, and nothing is chosen by the data. An arm that is better, worse or
+allows looking as often as one likes (stats.sequential). Most of alpha goes to the two samples, some to pairs that share a seed:
+where seeds make most of the scatter, pairs are clear at once, and nothing is chosen by the data. An arm that is better, worse or
 equivalent runs no more; the baseline runs while any arm is left. Where an arm stands is a function of the runs in the folder.
 """
 
