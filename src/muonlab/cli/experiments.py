@@ -1,14 +1,18 @@
-"""Commands about arms × seeds: sweep, report. Heavy imports wait until a command needs them."""
+"""Commands about arms × seeds: sweep, search, report. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from muonlab.cli.app import Device, Json, Set, app, positive
+from muonlab.cli.app import Device, Json, Set, app, positive, say, show
+
+if TYPE_CHECKING:
+    from muonlab.lab.probe import Estimate
 
 
 @app.command
@@ -19,6 +23,7 @@ def sweep(
     out: Path | None = None,
     workers: Annotated[int | None, Parameter(help="processes at once; default: one a core (CPU) or one (CUDA)")] = None,
     device: Device = None,
+    dry_run: Annotated[bool, Parameter(help="only say what would be run, and how long it would take", negative=())] = False,
     json: Json = False,
 ) -> None:
     """Run what is missing of an experiment, then write its report.
@@ -37,8 +42,71 @@ def sweep(
     positive("--workers", workers)
     loaded = load_experiment(experiment, tuple(set or ()))
     folder = out or Path("runs") / loaded.name
+    if dry_run:
+        from muonlab.lab.probe import estimate
+
+        found = estimate(loaded, folder, workers=workers, device=device, say=say)
+        show(asdict(found), json, lambda: _estimate_in_words(found))
+        return
     with SweepDisplay([cell.name for cell in loaded.cells], list(loaded.config.seeds)) as display:
         run_sweep(loaded, folder, workers=workers, device=device, on_event=display.hear)
+    _report(folder, None, json)
+
+
+def _estimate_in_words(found: Estimate) -> str:
+    from muonlab.cli.progress import duration
+
+    lines = [
+        f"{cell['name']}: {cell['to_do']} of {cell['runs']} runs to do, {cell['tokens']:,} tokens each"
+        + ("" if cell["seconds"] is None else f", {duration(cell['seconds'])} each")
+        for cell in found.cells
+    ]
+    if found.seconds is None:
+        return "\n".join([*lines, f"all {found.runs} runs are done"])
+    workers = f"{found.workers} {'worker' if found.workers == 1 else 'workers'}"
+    return "\n".join(
+        [
+            *lines,
+            f"{found.runs} runs: {found.found} done, {found.runs - found.found} to do. {found.tokens:,} tokens and "
+            f"{found.flops:.3g} FLOP of training, about {duration(found.seconds)} with {workers}, measured on a few steps.",
+        ]
+    )
+
+
+@app.command
+def search(
+    search: Path,
+    *,
+    set: Set = None,
+    out: Path | None = None,
+    workers: Annotated[int | None, Parameter(help="processes at once; default: one a core (CPU) or one (CUDA)")] = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Look for the best settings of each arm, with equally many trials for all, then write the report.
+
+    Every trial is an ordinary run of a sweep. The same command goes on with a search that was stopped. Needs the extra
+    `search` (Optuna).
+
+    Parameters
+    ----------
+    search: A search file: an experiment with `space` and `trials` in place of grids.
+    out: Folder of the search. Default: runs/SEARCH.
+    """
+    from muonlab.cli.progress import SweepDisplay
+    from muonlab.lab.search import load_search, run_search
+
+    positive("--workers", workers)
+    loaded = load_search(search, tuple(set or ()))
+    folder = out or Path("runs") / loaded.name
+    cells: list[str] = []
+
+    def take(names: list[str]) -> None:
+        cells[:] = names
+
+    trials = len(loaded.arms) * loaded.config.trials
+    with SweepDisplay(cells, list(loaded.config.seeds), trials) as display:
+        run_search(loaded, folder, workers=workers, device=device, on_event=display.hear, on_cells=take)
     _report(folder, None, json)
 
 

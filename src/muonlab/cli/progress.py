@@ -14,8 +14,8 @@ from rich.text import Text
 from muonlab.train.run_folder import ENDED
 
 if TYPE_CHECKING:
+    from muonlab.lab.pool import Event
     from muonlab.lab.results import Results
-    from muonlab.lab.runner import Event
     from muonlab.train.run import Progress as RunProgress
 
 _STYLES = {"better": "bold green", "worse": "bold red", "equivalent": "bold blue", "undecided": "yellow"}
@@ -85,9 +85,10 @@ class RunDisplay:
 class SweepDisplay:
     """Arms × seeds: what each run is doing, and how long the whole will take."""
 
-    def __init__(self, cells: list[str], seeds: list[int]) -> None:
+    def __init__(self, cells: list[str], seeds: list[int], expected: int | None = None) -> None:
+        """expected: the number of cells, where not all are known from the start."""
         self.console = Log()
-        self.cells, self.seeds = cells, seeds
+        self.cells, self.seeds, self.expected = cells, seeds, expected
         self.state: dict[tuple[str, int], Event] = {}
         self.began = time.monotonic()
         self.already = 0
@@ -108,7 +109,7 @@ class SweepDisplay:
             self.already += 1
         before = self.state.get(key)
         self.state[key] = event
-        if event.kind == "failed":
+        if event.kind in ("failed", "retry"):
             self.console.print(event.message, markup=False)
         if self.console.is_terminal or event.kind == "progress" or (before is None and event.kind != "started"):
             return
@@ -120,7 +121,7 @@ class SweepDisplay:
 
     @property
     def _total(self) -> int:
-        return len(self.cells) * len(self.seeds)
+        return (self.expected or len(self.cells)) * len(self.seeds)
 
     def _left(self) -> str:
         share = [self._share(event) for event in self.state.values()]
@@ -156,7 +157,14 @@ class SweepDisplay:
             p = event.progress
             loss = p.val_loss if p.val_loss is not None else p.train_loss
             return Text(f"{100 * p.step / p.steps:3.0f} %  {loss:.3f}" if loss is not None else f"{100 * p.step / p.steps:3.0f} %")
-        styles = {"finished": "green", "diverged": "red", "failed": "bold red", "stopped": "yellow", "started": "dim"}
+        styles = {
+            "finished": "green",
+            "diverged": "red",
+            "failed": "bold red",
+            "stopped": "yellow",
+            "retry": "yellow",
+            "started": "dim",
+        }
         return Text(event.kind, style=styles.get(event.kind, ""))
 
 
