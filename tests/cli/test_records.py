@@ -77,6 +77,32 @@ def test_what_is_not_finished_is_said(muonlab):
     assert [run["status"] for run in runs] == ["unfinished", "diverged"]
 
 
+def test_a_sweep_of_our_own_has_a_record_too(workdir, muonlab):
+    arms = '[arms.muon]\noptimizer.name = "muon"\n[arms.sgd]\noptimizer.name = "sgd"\n'
+    (workdir / "s.toml").write_text(f'question = "?"\nbase = "tiny.toml"\nseeds = [1, 2]\n{arms}')
+    assert muonlab("sweep", "s.toml", "--workers", "1")[0] == 0
+    certify = ["certify", "runs/s", "--rule", "speedrun", "--target", "99", "--out", "record"]
+    code, _, err = muonlab(*certify)
+    assert code == 2
+    assert "runs/s: holds 2 arms: choose one with --arm (muon, sgd)" in err
+    code, out, err = muonlab(*certify, "--arm", "muon")
+    assert "runs: 2" in out, err
+    recipe = json.loads(Path("record/recipe.json").read_text())
+    assert (recipe["arm"], recipe["recipe"]["optimizer"]["name"]) == ("muon", "muon")
+    provenance = json.loads(Path("record/provenance.json").read_text())
+    assert all("torch" in run["versions"] for run in provenance.values())
+    assert not list(Path("record").rglob("checkpoints"))
+    assert muonlab("verify", "record")[0] == 0
+    run = next(Path("runs/s/runs").glob("muon-*"))
+    (run / "result.json").unlink()
+    assert "1 of the runs failed" in muonlab(*certify[:-1], "again", "--arm", "muon")[2], "unfinished"
+    for path in run.iterdir():
+        path.unlink() if path.is_file() else None
+    code, _, err = muonlab(*certify[:-1], "more", "--arm", "muon")
+    assert code == 2
+    assert "is missing: run it first" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -282,7 +282,7 @@ def test_a_second_process_on_one_run_is_refused_and_harms_nothing():
     with muonlab.run("a") as run:
         run.log(step=1, val_loss=2.0)
         for options in ({"resume": True}, {"replace": True}):
-            with pytest.raises(InputError, match="another process is working on this run"), muonlab.run("a", **options):
+            with pytest.raises(InputError, match="another process"), muonlab.run("a", **options):
                 pass
         run.log(step=2, val_loss=1.0)
     assert RunFolder(run.path).result()["rows"] == 2

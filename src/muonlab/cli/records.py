@@ -36,9 +36,12 @@ def import_(
 
     Parameters
     ----------
-    logs: Files, folders or patterns.
-    out: Folder of the runs, new or with runs already.
-    arm: Name of the arm for all of them. Default: what a log says, else its folder (text logs) or file name (tables).
+    logs:
+        Files, folders or patterns.
+    out:
+        Folder of the runs, new or with runs already.
+    arm:
+        Name of the arm for all of them. Default: what a log says, else its folder (text logs) or file name (tables).
     """
     from muonlab.lab.importers import import_logs
     from muonlab.lab.importers.columns import parse_map
@@ -57,7 +60,7 @@ def _imported_in_words(imported: list[Imported], out: Path) -> str:
     for arm in dict.fromkeys(run.arm for run in imported):
         counts = Counter(run.status for run in imported if run.arm == arm)
         lines.append(f"{arm}: {', '.join(f'{count} {status}' for status, count in counts.items())}")
-    return "\n".join([*lines, f"{len(imported)} runs in {out}; go on with: muonlab report {out}"])
+    return "\n".join([*lines, f"{len(imported)} run{'' if len(imported) == 1 else 's'} in {out}; go on with: muonlab report {out}"])
 
 
 @app.command
@@ -79,13 +82,20 @@ def certify(
 
     Parameters
     ----------
-    directory: Folder of a sweep, or of logged or imported runs.
-    rule: speedrun or optimization-benchmark.
-    target: Validation loss to be below.
-    out: Folder of the record; a new one.
-    arm: Which arm, where there are several.
-    steps: Declared number of steps: the evaluation at this step counts. Default: the last one.
-    against: An earlier record, to be beaten by the pairwise rule as well.
+    directory:
+        Folder of a sweep, or of logged or imported runs.
+    rule:
+        speedrun or optimization-benchmark.
+    target:
+        Validation loss to be below.
+    out:
+        Folder of the record; a new one.
+    arm:
+        Which arm, where there are several.
+    steps:
+        Declared number of steps: the evaluation at this step counts. Default: the last one.
+    against:
+        An earlier record, to be beaten by the pairwise rule as well.
     """
     from muonlab.lab.records import certify as write_record
 
@@ -108,8 +118,10 @@ def verify(record: Path, *, against: Path | None = None, json: Json = False) -> 
 
     Parameters
     ----------
-    record: Folder that `muonlab certify` wrote.
-    against: The earlier record that it was compared with, if it is at hand.
+    record:
+        Folder that `muonlab certify` wrote.
+    against:
+        The earlier record that it was compared with, if it is at hand.
     """
     from muonlab.lab.records import verify as check
 
@@ -120,6 +132,6 @@ def verify(record: Path, *, against: Path | None = None, json: Json = False) -> 
     if json or not found.differences:
         figures = found.content["figures"]
         rule = f"rule {found.content['rule']} {'met' if figures['met'] else 'not met'}" if not found.differences else ""
-        show(answer, json, lambda: f"{record}: verified, {figures['runs']} runs, {rule}")
+        show(answer, json, lambda: f"{record}: verified, {figures['runs']} run{'' if figures['runs'] == 1 else 's'}, {rule}")
     if found.differences:
         raise RunError("\n".join([f"{record}: does not verify", *(f"  {difference}" for difference in found.differences)]))
