@@ -1,0 +1,116 @@
+"""How all charts look: colours, theme, and the pieces that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from muonlab.lab.results import METRICS, Results
+
+# Okabe & Ito's colours, told apart by (nearly) everybody, in an order that reads on white and on black.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B79F00")
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+GREY = "#8A9199"
+RED = "#D1242F"
+WIDTH, HEIGHT = 680, 320
+VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+
+_INK = {"light": "#1b1f24", "dark": "#e6e8eb"}
+_LINES = {"light": "#d5d9de", "dark": "#3a4048"}
+_PAPER = {"light": "#ffffff", "dark": "#14171a"}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """name: of its files; title and caption: for the page; chart: the definition. panels: how many small charts it is made of (0: it
+    is one chart, as wide as the page)."""
+
+    name: str
+    title: str
+    caption: str
+    chart: Any
+    panels: int = 0
+
+    def spec(self, width: int | str = WIDTH) -> dict[str, Any]:
+        """The Vega-Lite definition; width "container" follows the page. Small charts are laid out by the page itself."""
+        if self.panels:
+            return self.chart.to_dict()
+        return self.chart.properties(width=width).to_dict()
+
+
+def theme(mode: str) -> dict[str, Any]:
+    """Vega-Lite's config for `light` or `dark` paper."""
+    ink, line = _INK[mode], _LINES[mode]
+    font = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
+    return {
+        "background": _PAPER[mode],
+        "font": font,
+        "padding": 12,
+        "view": {"stroke": None},
+        "axis": {
+            **dict.fromkeys(("labelColor", "titleColor"), ink),
+            **dict.fromkeys(("gridColor", "domainColor", "tickColor"), line),
+            **{"labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": 500, "labelLimit": 220, "titlePadding": 8},
+        },
+        "legend": {
+            **dict.fromkeys(("labelColor", "titleColor"), ink),
+            **{"labelFontSize": 13, "labelLimit": 200, "orient": "top", "title": None, "columns": 3},
+            **{"symbolType": "stroke", "symbolStrokeWidth": 3, "symbolSize": 400, "symbolOpacity": 1},
+            **{"gradientLength": 200, "gradientThickness": 10, "titleFontSize": 13, "titleFontWeight": 500},
+        },
+        "header": {"labelColor": ink, "labelFontSize": 12, "labelPadding": 4, "title": None},
+        "text": {"color": ink, "fontSize": 12},
+        "rule": {"color": ink},
+        "tick": {"color": ink},
+        "title": {"color": ink},
+    }
+
+
+def data(rows: list[dict[str, Any]]) -> alt.Chart:
+    return alt.Chart(alt.InlineData(values=rows))
+
+
+def metric_title(results: Results, metric: str | None = None) -> str:
+    metric = metric or results.plan["metric"]
+    return f"{METRICS[metric]} ({'seconds' if metric == 'seconds' else 'nats per token'})"
+
+
+def level(results: Results) -> str:
+    return f"{100 * (1 - results.plan['alpha']):g} %"
+
+
+def shown(results: Results) -> dict[str, str]:
+    """The colour of each arm: all of them up to eight; of more, the baseline and the best seven, the others grey."""
+    names = [arm.name for arm in results.arms]
+    if len(names) > len(COLORS):
+        ranked = sorted((arm for arm in results.arms if arm.summary is not None), key=lambda arm: arm.summary.mean)  # pyright: ignore
+        chosen = {results.plan["baseline"], *[a.name for a in ranked if a.name != results.plan["baseline"]][: len(COLORS) - 1]}
+        palette = iter(COLORS)
+        return {name: next(palette) if name in chosen else GREY for name in names}
+    return dict(zip(names, COLORS, strict=False))
+
+
+def color(results: Results, *, legend: bool) -> alt.Color:
+    """Arms in their colours. The legend names those that have one of their own."""
+    colors = shown(results)
+    named = [name for name, own in colors.items() if own != GREY]
+    scale = alt.Scale(domain=list(colors), range=list(colors.values()))
+    shows = alt.Legend(values=named) if len(named) < len(colors) else alt.Legend()
+    return alt.Color("arm:N", scale=scale, legend=shows if legend and len(colors) > 1 else None)
+
+
+def few_ticks() -> alt.Axis:
+    """More would run into one another on a phone."""
+    return alt.Axis(tickCount=6)
+
+
+def row_height(count: int, roomy: int = 56) -> int:
+    """Of a chart with a row for each arm: many arms stand closer."""
+    return max(2, count) * (roomy if count <= 6 else 36 if count <= 10 else 24)
+
+
+def tooltips(*fields: tuple[str, str, str]) -> list[alt.Tooltip]:
+    """(field with type, title, format) each."""
+    return [alt.Tooltip(field, title=title, format=form) if form else alt.Tooltip(field, title=title) for field, title, form in fields]
