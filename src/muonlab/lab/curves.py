@@ -18,7 +18,9 @@ Row = dict[str, Any]
 
 def loss_key(runs: list[RunRecord]) -> str:
     """What the curves show: the validation loss, or the training loss where no run was ever evaluated."""
-    return "val_loss" if any(run.evaluations for run in runs) or not any(_points(run, "train_loss") for run in runs) else "train_loss"
+    return (
+        "val_loss" if any(run.evaluations for run in runs) or not any(_points(run, "train_loss") for run in runs) else "train_loss"
+    )
 
 
 def mean_curves(cells: list[str], runs: list[RunRecord], key: str) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +65,7 @@ class Results:
     runs: list[RunRecord]
     factors: list[Factor]  # what the arms differ in, if that makes up a factorial design or a sweep of one value
     effects: Effects | None = None
+    audit: tuple[str, ...] = ()  # expected against found runs, in sentences
 
     @property
     def baseline(self) -> ArmResult | None:
@@ -76,7 +78,9 @@ class Results:
         if keys:
             return keys.pop() if len(keys) == 1 else None
         numeric = [f for f in self.factors if f.numeric]
-        return numeric[0].name if len(self.factors) == len(numeric) == 1 and len(self.arms) > 2 else None
+        return (
+            numeric[0].name if len(self.factors) == len(numeric) == 1 and len(self.arms) > 2 and len(numeric[0].keys) == 1 else None
+        )
 
     @property
     def is_grid(self) -> bool:
@@ -127,8 +131,8 @@ def value_of(run: RunRecord, metric: str) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def compute(sweep: Sweep) -> Results:
-    """All figures of a sweep, from what is in its folder now."""
+def compute(sweep: Sweep, audit: Sequence[str] = ()) -> Results:
+    """All figures of a sweep, from what is in its folder now. audit: its sentences, for the report to open with."""
     plan = sweep.plan
     recipes = {cell["name"]: flat(cell["recipe"]) for cell in plan["cells"]}
     reference = recipes.get(plan["baseline"] or plan["cells"][0]["name"], {}) if plan["cells"] else {}
@@ -137,7 +141,7 @@ def compute(sweep: Sweep) -> Results:
     factors = factors_of(plan["cells"], recipes)
     values = {arm.name: arm.values for arm in arms}
     effects = main_effects(factors, values, alpha=plan["alpha"], baseline=plan["baseline"]) if len(factors) > 1 else None
-    return Results(plan, _judged(sweep, arms), sweep.runs, factors, effects)
+    return Results(plan, _judged(sweep, arms), sweep.runs, factors, effects, tuple(audit))
 
 
 def _arm(
@@ -184,19 +188,21 @@ def _measured(finished: list[RunRecord], baseline: list[RunRecord] | None, metri
 
 
 def _judged(sweep: Sweep, arms: list[ArmResult]) -> list[ArmResult]:
-    """The arms, each but the baseline with its comparison and verdict. Both kinds of claims go through Holm's adjustment."""
+    """The arms, each but the baseline with its comparison and verdict. Both kinds of claims go through Holm's adjustment. Seeds that
+    are shared are pairs where the measured correlation makes that worth it, else Welch's comparison stands."""
     plan = sweep.plan
     baseline = next((arm for arm in arms if arm.name == plan["baseline"]), None)
     if baseline is None:
         return arms
     level = {"alpha": plan["alpha"], "margin": plan["margin"]}
     others = [arm for arm in arms if arm is not baseline and arm.values and baseline.values]
-    found = {arm.name: stats.compare(arm.values, baseline.values, **level) for arm in others}
-    p = stats.holm([c.p for c in found.values()])
-    p_same = stats.holm([math.nan if c.p_equivalence is None else c.p_equivalence for c in found.values()])
-    verdicts = {
-        name: stats.decide(comparison, len(found), p[i], p_same[i], **level) for i, (name, comparison) in enumerate(found.items())
-    }
+    pairs = {arm.name: _pairing(sweep, arm, baseline, **level) for arm in others}
+    found: dict[str, stats.Comparison] = {}
+    for arm in others:
+        pair = pairs[arm.name]
+        whole = pair is not None and pair.helps and pair.n == len(arm.values) == len(baseline.values)
+        found[arm.name] = pair if pair is not None and whole else stats.compare(arm.values, baseline.values, **level)
+    verdicts = stats.judge(found, **level)
     return [
         arm
         if arm is baseline
@@ -205,7 +211,7 @@ def _judged(sweep: Sweep, arms: list[ArmResult]) -> list[ArmResult]:
             comparison=(comparison := found.get(arm.name)),
             percent=_percent(comparison, baseline),
             verdict=_doubted(verdicts.get(arm.name), arm, baseline),
-            pairing=_pairing(sweep, arm, baseline),
+            pairing=pairs.get(arm.name),
         )
         for arm in arms
     ]
@@ -217,18 +223,22 @@ def _percent(comparison: stats.Comparison | None, baseline: ArmResult) -> float 
     return 100 * comparison.difference / abs(baseline.summary.mean)
 
 
-def _pairing(sweep: Sweep, arm: ArmResult, baseline: ArmResult) -> stats.Pairing | None:
+def _pairing(sweep: Sweep, arm: ArmResult, baseline: ArmResult, *, alpha: float, margin: float | None) -> stats.Pairing | None:
     """Of the finished runs that share a seed; None for fewer than three pairs, or where no loss differs from another."""
     metric = sweep.plan["metric"]
     sides = [
-        {run.seed: value for run in sweep.of(side.name) if run.status == "finished" and (value := value_of(run, metric)) is not None}
+        {
+            run.seed: value
+            for run in sweep.of(side.name)
+            if run.status == "finished" and (value := value_of(run, metric)) is not None
+        }
         for side in (arm, baseline)
     ]
     shared = sorted(sides[0].keys() & sides[1].keys())
     pairs = [[side[seed] for seed in shared] for side in sides]
     if len(shared) < 3 or any(len({*side}) < 2 for side in pairs):
         return None
-    return stats.paired(*pairs, alpha=sweep.plan["alpha"])
+    return stats.paired(*pairs, alpha=alpha, margin=margin)
 
 
 def _doubted(verdict: stats.Verdict | None, arm: ArmResult, baseline: ArmResult) -> stats.Verdict | None:

@@ -39,12 +39,13 @@ def to_target(
     """
     ended = [run for run in runs if run.status in ENDED]
     times = {clock: _times(target, ended, clock, latest) for clock in CLOCKS}
-    summaries = {clock: stats.time_to_target(t) if t is not None else None for clock, t in times.items()}
+    summaries = {clock: stats.time_to_target(t, alpha=alpha) if t is not None else None for clock, t in times.items()}
     ratio = None
     if baseline is not None:
         others = _times(target, [run for run in baseline if run.status in ENDED], "steps", latest)
-        if times["steps"] is not None and others is not None and min(_reached(times["steps"]), _reached(others)) >= 2:
-            ratio = stats.steps_ratio(times["steps"], others, alpha=alpha)
+        own = times["steps"]
+        if own is not None and others is not None and own.reached and others.reached:
+            ratio = stats.steps_ratio(own, others, alpha=alpha)
     reached = sum(run.first_at(target) is not None for run in ended)
     return ToTarget(target, len(ended), reached, ratio=ratio, **summaries)
 
@@ -57,10 +58,6 @@ def latest_of(runs: list[RunRecord]) -> dict[str, float]:
     }
 
 
-def _reached(times: stats.Times) -> int:
-    return sum(value is not None for value in times.values)
-
-
 def _times(target: float, runs: list[RunRecord], clock: str, latest: dict[str, float]) -> stats.Times | None:
     """When each run reached the target. A run that ended before is censored at its end; one that diverged will never get there: it
     is censored at the last moment of all runs, since its early end is no mere lack of patience."""
@@ -70,8 +67,9 @@ def _times(target: float, runs: list[RunRecord], clock: str, latest: dict[str, f
     for run in runs:
         hit, last = run.first_at(target), (run.rows[-1] if run.rows else {})
         end = latest[clock] if run.status == "diverged" else last.get(key)
-        if end is None or (hit is not None and hit.get(key) is None):
+        if (hit is None and end is None) or (hit is not None and hit.get(key) is None):
             return None
         values.append(None if hit is None else hit[key])
-        ends.append(end)
+        if hit is None:
+            ends.append(end)
     return stats.Times(tuple(values), tuple(ends)) if values else None

@@ -110,7 +110,13 @@ def effects(results: Results) -> Chart | None:
     if results.effects is None:
         return None
     rows = [
-        {"factor": row.factor, "level": f"{_name(row.factor)} = {_level(row.level)}", "mean": row.mean, "low": row.low, "high": row.high}
+        {
+            "factor": row.factor,
+            "level": f"{_name(row.factor)} = {_level(row.level)}",
+            "mean": row.mean,
+            "low": row.low,
+            "high": row.high,
+        }
         for row in results.effects.rows
     ]
     order = [row["level"] for row in rows]

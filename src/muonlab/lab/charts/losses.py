@@ -140,7 +140,11 @@ def multiples(results: Results) -> Chart | None:
     )
     layers: list[Any] = [lines]
     if reference:
-        grey = alt.Chart().transform_filter("datum.status == 'baseline'").mark_line(strokeWidth=2.5, color=GREY, opacity=0.6, clip=True)
+        grey = (
+            alt.Chart()
+            .transform_filter("datum.status == 'baseline'")
+            .mark_line(strokeWidth=2.5, color=GREY, opacity=0.6, clip=True)
+        )
         layers.insert(0, grey.encode(x=x, y=y))
     small = alt.layer(*layers).properties(width=150, height=100)
     header = alt.Header(title=None, labelLimit=150, labelFontWeight=600)

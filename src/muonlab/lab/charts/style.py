@@ -113,4 +113,6 @@ def row_height(count: int, roomy: int = 56) -> int:
 
 def tooltips(*fields: tuple[str, str, str]) -> list[alt.Tooltip]:
     """(field with type, title, format) each."""
-    return [alt.Tooltip(field, title=title, format=form) if form else alt.Tooltip(field, title=title) for field, title, form in fields]
+    return [
+        alt.Tooltip(field, title=title, format=form) if form else alt.Tooltip(field, title=title) for field, title, form in fields
+    ]
