@@ -7,6 +7,7 @@ from muonlab.lab.store import RunRecord
 from muonlab.lab.targets import targets_of
 from muonlab.train.run_folder import ENDED
 
+_LISTED = 7  # arms whose verdicts are the answer; of more, the answer names groups
 _WORDS = {"better": "better than", "worse": "worse than", "equivalent": "equivalent to", "undecided": "undecided against"}
 
 
@@ -21,14 +22,39 @@ def answer(results: Results) -> list[str]:
         sentences = sentences or ["No arm has all of its runs yet."]
     if baseline is None:
         return sentences or [f"{arm.name}: mean {mean(arm)} over {arm.finished} of {arm.planned} runs" for arm in results.arms]
-    for arm in results.arms:
-        if arm is baseline:
-            continue
-        if arm.verdict is None:
-            sentences.append(f"{arm.name}: no finished run yet to compare with {baseline.name}.")
-        else:
-            sentences.append(f"{arm.name} is {_WORDS[arm.verdict.word]} {baseline.name}: {arm.verdict.reason}.")
+    sentences += verdicts(results) if len(results.arms) <= _LISTED else _grouped(results, baseline)
     return sentences or [f"{baseline.name}: mean {mean(baseline)} over {baseline.finished} of {baseline.planned} runs"]
+
+
+def verdicts(results: Results) -> list[str]:
+    """A sentence for each arm but the baseline, with its evidence."""
+    baseline = results.baseline
+    return [
+        f"{arm.name}: no finished run yet to compare with {baseline.name}."
+        if arm.verdict is None
+        else f"{arm.name} is {_WORDS[arm.verdict.word]} {baseline.name}: {arm.verdict.reason}."
+        for arm in results.arms
+        if baseline is not None and arm is not baseline
+    ]
+
+
+def _grouped(results: Results, baseline: ArmResult) -> list[str]:
+    """A sentence for each verdict: many arms would bury the answer."""
+    found = []
+    for word, than in _WORDS.items():
+        arms = [arm for arm in results.arms if arm.verdict is not None and arm.verdict.word == word]
+        ranked = sorted((arm for arm in arms if arm.comparison is not None), key=_difference)
+        told = [f"{arm.name} ({_difference(arm):+.4f})" for arm in ranked] + [arm.name for arm in arms if arm.comparison is None]
+        if told:
+            count = "1 arm is" if len(told) == 1 else f"{len(told)} arms are"
+            found.append(f"{count} {than} {baseline.name}: {', '.join(told)}.")
+    unseen = [arm.name for arm in results.arms if arm.verdict is None and arm is not baseline]
+    return found + ([f"No finished run yet of {', '.join(unseen)}."] if unseen else [])
+
+
+def _difference(arm: ArmResult) -> float:
+    assert arm.comparison is not None
+    return arm.comparison.difference
 
 
 def notes(results: Results) -> list[str]:
@@ -110,6 +136,10 @@ def _pairs(results: Results) -> list[str]:
     if not paired or results.baseline is None:
         return []
     told = [f"{arm.name} r = {arm.pairing.correlation:.2f} ({arm.pairing.n} pairs)" for arm in paired if arm.pairing]
+    if max(arm.pairing.n for arm in paired if arm.pairing) < 5:
+        return [
+            f"Runs share seeds with {results.baseline.name}'s, too few of them to measure a correlation: they are compared as independent."
+        ]
     listed = ", ".join(told) if len(told) <= 4 else _range(paired)
     helps = [arm.name for arm in paired if arm.comparison is arm.pairing]
     if not helps:

@@ -14,11 +14,12 @@ import jinja2
 from muonlab.errors import InputError
 from muonlab.lab import charts, export, render
 from muonlab.lab.audit import audit
+from muonlab.lab.charts.packing import packed
 from muonlab.lab.facts import cost, facts
-from muonlab.lab.findings import answer, notes
+from muonlab.lab.findings import answer, notes, verdicts
 from muonlab.lab.results import METRICS, Results, compute
 from muonlab.lab.store import Sweep, load_sweep
-from muonlab.lab.tables import recipe_diff, table, tables
+from muonlab.lab.tables import change_matrix, recipe_diff, table, tables
 from muonlab.train.run_folder import write_atomically
 
 __all__ = ["answer", "as_json", "notes", "table", "write_report"]
@@ -65,9 +66,11 @@ def write_report(
                 (target / f"{name}.{kind}").unlink(missing_ok=True)
         bundle = _pictures(drawn, target, svg)
         content = _content(results, drawn)
+        specs, numbers = packed([chart.spec("container") for chart in drawn])
         page = _TEMPLATES.get_template("report.html.j2").render(
             **content,
-            specs=[chart.spec("container") for chart in drawn],
+            specs=specs,
+            numbers=numbers,
             themes={mode: charts.theme(mode) for mode in ("light", "dark")},
             bundle=bundle if drawn else "",
         )
@@ -100,12 +103,14 @@ def _content(results: Results, drawn: list[charts.Chart]) -> dict[str, Any]:
         "results": results,
         "answer": answer(results),
         "notes": notes(results),
+        "verdicts": verdicts(results) if len(answer(results)) < len(verdicts(results)) else [],
         "columns": table(results),
         "metric": f"The metric is the {meaning.get(metric, METRICS[metric])}, {unit}; lower is better.",
         "tables": tables(results),
         "charts": drawn,
         "reference": reference,
         "changed": changed,
+        "matrix": change_matrix(results),
         "facts": facts(results),
         "cost": cost(results),
     }
@@ -127,6 +132,7 @@ def as_json(results: Results) -> dict[str, Any]:
     figures = {
         "plan": results.plan,
         "answer": answer(results),
+        "verdicts": verdicts(results),
         "audit": list(results.audit),
         "notes": notes(results),
         "arms": [asdict(arm) for arm in results.arms],

@@ -202,6 +202,16 @@ def recipe_diff(results: Results) -> tuple[str, list[tuple[str, list[tuple[str, 
     return reference, found
 
 
+def change_matrix(results: Results) -> tuple[list[str], list[list[str]]] | None:
+    """The same as one table, a row an arm and a column a key, for arms that change the same few keys."""
+    _, changed = recipe_diff(results)
+    keys = list(dict.fromkeys(key for _, rows in changed for key, _, _ in rows))
+    if len(changed) < 2 or len(keys) > 4:
+        return None
+    recipes = {cell["name"]: flat(cell["recipe"]) for cell in results.plan["cells"]}
+    return ["arm", *keys], [[name, *(_value(recipe, key) for key in keys)] for name, recipe in recipes.items()]
+
+
 _NONE = object()
 
 

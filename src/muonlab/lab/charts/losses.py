@@ -6,7 +6,7 @@ from typing import Any
 
 import altair as alt
 
-from muonlab.lab.charts.style import COLORS, DASHES, GREY, HEIGHT, RED, Chart, color, data, shown, tooltips
+from muonlab.lab.charts.style import COLORS, DASHES, GREY, HEIGHT, RED, Chart, by_value, color, data, shown, tooltips, value_color
 from muonlab.lab.curves import MEAN_POINTS, RUN_POINTS, loss_key, mean_curves, run_curves, was_thinned
 from muonlab.lab.results import Results
 from muonlab.lab.targets import targets_of
@@ -23,10 +23,13 @@ def curves(results: Results, clock: str) -> Chart | None:
     if len({row[clock] for row in rows}) < 2 or (clock == "tokens" and _proportional(rows)):
         return None
     low, high, cut = _zoom(rows)
+    numbers = by_value(results)
+    if numbers is not None:
+        rows = [{**row, "swept": numbers[row["arm"]]} for row in rows]
     x = alt.X(f"{clock}:Q", title=_TITLES[clock], axis=alt.Axis(grid=False, tickCount=6))
     y_title = f"{_LOSSES[key]} (nats per token)"
     scale = alt.Scale(zero=False, domain=[low, high], nice=True)
-    base = data(rows).encode(x=x, color=_curve_color(results))
+    base = data(rows).encode(x=x, color=color(results, legend=True) if numbers is None else value_color(results))
     band = base.mark_area(opacity=0.22, clip=True).encode(y=alt.Y("low:Q", title=y_title, scale=scale), y2="high:Q")
     few = len({row[clock] for row in rows}) <= 30
     line = base.mark_line(strokeWidth=2, clip=True, point=alt.OverlayMarkDef(size=22, clip=True) if few else False)
@@ -40,7 +43,7 @@ def curves(results: Results, clock: str) -> Chart | None:
             ("high:Q", "highest seed", ".4f"),
         ),
     )
-    line = line.encode(**_dashes(results))
+    line = line.encode(**_dashes(results), **({"detail": "arm:N"} if numbers is not None else {}))
     layers = [band, line] if len(results.arms) <= len(COLORS) else [line]
     for target in targets_of(results.plan) if key == "val_loss" else []:
         if low <= target <= high:
@@ -77,11 +80,6 @@ def _zoom(rows: list[dict[str, Any]]) -> tuple[float, float, bool]:
     return bottom, (high if high > bottom else bottom + 1e-3), top > high
 
 
-def _curve_color(results: Results) -> alt.Color:
-    """Arms of a sweep over numbers, when there are many, are coloured by the number."""
-    return color(results, legend=True)
-
-
 def _dashes(results: Results) -> dict[str, Any]:
     """Dashes tell lines apart without colours; the grey ones need none, and more than eight arms only the colours."""
     names = [arm.name for arm in results.arms]
@@ -95,6 +93,8 @@ def _who(results: Results, rows: list[dict[str, Any]]) -> str:
     fewest, most = (function(row["seeds"] for row in rows) for function in (min, max))
     count = str(most) if fewest == most else f"{fewest} to {most}"
     text = "One run an arm." if most == 1 else f"Mean over {count} seeds"
+    if by_value(results) is not None:
+        return f"{text.rstrip('.')}; the colour is the swept value."
     if len(results.arms) > len(COLORS):
         others = sum(own == GREY for own in shown(results).values())
         best = "the baseline and the best seven arms" if results.baseline else "the best seven arms"

@@ -36,7 +36,7 @@ class Chart:
     def spec(self, width: int | str = WIDTH) -> dict[str, Any]:
         """The Vega-Lite definition; width "container" follows the page. Small charts are laid out by the page itself."""
         if self.panels:
-            return self.chart.to_dict()
+            return self.chart.to_dict() | ({"panels": self.panels} if width == "container" else {})
         return self.chart.properties(width=width).to_dict()
 
 
@@ -90,6 +90,22 @@ def shown(results: Results) -> dict[str, str]:
         palette = iter(COLORS)
         return {name: next(palette) if name in chosen else GREY for name in names}
     return dict(zip(names, COLORS, strict=False))
+
+
+def by_value(results: Results) -> dict[str, float] | None:
+    """The swept number of each arm, if there are too many arms for colours of their own: a scale of colours then tells them apart."""
+    key = results.swept_key
+    if key is None or len(results.arms) <= len(COLORS) or (len({arm.arm for arm in results.arms}) > 1 and results.is_grid):
+        return None
+    points = {arm.name: results.point(arm).get(key) for arm in results.arms}
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in points.values())
+    return {name: float(value) for name, value in points.items()} if numeric else None  # pyright: ignore[reportArgumentType]
+
+
+def value_color(results: Results) -> alt.Color:
+    """Of a row's `swept` number."""
+    scale = alt.Scale(scheme=alt.SchemeParams(name="plasma", extent=[0.2, 0.85]))
+    return alt.Color("swept:Q", scale=scale, legend=alt.Legend(title=results.swept_key, symbolType="square"))
 
 
 def color(results: Results, *, legend: bool) -> alt.Color:
