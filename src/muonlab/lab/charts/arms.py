@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 
 from muonlab.lab import stats
-from muonlab.lab.charts.style import Chart, color, data, few_ticks, level, metric_title, row_height, tooltips
+from muonlab.lab.charts.style import Chart, arm_rows, color, data, few_ticks, level, metric_title, row_height, tooltips
 from muonlab.lab.results import ArmResult, Results
 
 
@@ -48,7 +48,7 @@ def _interval(name: str, summary: stats.Summary) -> dict[str, Any]:
 
 def _dots(results: Results, rows: list[dict[str, Any]], intervals: list[dict[str, Any]], title: str, digits: str) -> alt.LayerChart:
     names = [arm.name for arm in results.arms if any(row["arm"] == arm.name for row in rows)]
-    y = alt.Y("arm:N", title=None, sort=names)
+    y = arm_rows(names)
     x: dict[str, Any] = {"scale": alt.Scale(zero=False, nice=True), "title": title, "axis": few_ticks()}
     many = len(names) > 10
     dots = data(rows).mark_circle(size=40 if many else 90, opacity=0.7)
@@ -61,7 +61,7 @@ def _dots(results: Results, rows: list[dict[str, Any]], intervals: list[dict[str
     spread = data(intervals).encode(y=y)
     bars = spread.mark_rule(strokeWidth=1.5).encode(x=alt.X("low:Q", **x), x2="high:Q")
     ticks = spread.mark_tick(thickness=2, size=12 if many else 18).encode(x=alt.X("mean:Q", **x))
-    return alt.layer(bars, dots, ticks).properties(height=row_height(len(names)))
+    return alt.layer(bars, dots, ticks).properties(height=row_height(names))
 
 
 def differences(results: Results) -> Chart | None:
@@ -81,7 +81,7 @@ def differences(results: Results) -> Chart | None:
         return None
     order = [row["arm"] for row in rows]
     baseline, margin = results.plan["baseline"], results.plan["margin"]
-    y = alt.Y("arm:N", title=None, sort=order)
+    y = arm_rows(order)
     unit = "seconds" if results.plan["metric"] == "seconds" else "nats per token"
     x: dict[str, Any] = {"title": f"difference from {baseline} ({unit})", "axis": few_ticks()}
     base = data(rows).encode(y=y, color=color(results, legend=False))
@@ -105,7 +105,7 @@ def differences(results: Results) -> Chart | None:
         layers.append(base.mark_text(dy=-14, fontSize=13).encode(x=alt.X("difference:Q", **x), text="verdict:N"))
     zone_text = f" The grey zone is the margin, ±{margin:g}: differences in it do not matter." if margin is not None else ""
     caption = f"Difference of means with its {level(results)} confidence interval (Welch); left is better.{zone_text}"
-    height = row_height(len(order), 64)
+    height = row_height(order, 64)
     return Chart("difference", f"Difference from {baseline}", caption, alt.layer(*layers).properties(height=height))
 
 
@@ -129,7 +129,7 @@ def ranked(results: Results) -> Chart | None:
         for arm in arms
     ]
     names = [arm.name for arm in arms]
-    y = alt.Y("arm:N", title=None, sort=names)
+    y = arm_rows(names)
     widest = max(row["above"] for row in rows) or 1.0
     x = alt.X("above:Q", title="above the lowest mean", axis=few_ticks(), scale=alt.Scale(domain=[0, 1.28 * widest], nice=False))
     base = data(rows).encode(x=x, y=y)
@@ -137,9 +137,9 @@ def ranked(results: Results) -> Chart | None:
     bars = base.mark_bar(opacity=0.85).encode(color=color(results, legend=False), tooltip=tooltip)
     labels = base.mark_text(align="left", dx=5).encode(text="label:N")
     unseen = [arm.name for arm in results.arms if arm.summary is None]
-    caption = f"Means of the finished runs ({metric_title(results)}), the lowest first; a bar is how far an arm lies above it."
+    caption = f"Mean of each arm's finished runs: {metric_title(results)}. The lowest first; a bar is how far an arm lies above it."
     caption += f" Without a finished run: {', '.join(unseen)}." if unseen else ""
-    chart = alt.layer(bars, labels).properties(height=max(2, len(arms)) * (34 if len(arms) <= 10 else 22))
+    chart = alt.layer(bars, labels).properties(height=min(34 * max(2, len(names)), row_height(names)))
     return Chart("ranked", "Arms by rank", caption, chart)
 
 

@@ -83,7 +83,7 @@ def _x_axis(key: str, found: list[Any], numeric: bool) -> tuple[alt.X, list[Any]
     if not numeric:
         return alt.X("x:O", title=key, sort=None, axis=alt.Axis(labelAngle=-30, labelLimit=140)), values
     wide = len(values) > 2 and min(values) > 0 and max(values) / min(values) >= 8
-    axis = alt.Axis(values=values, format="~g", grid=False, labelAngle=-40, labelOverlap="greedy")
+    axis = alt.Axis(values=values, format=".6~g", grid=False, labelAngle=-40, labelOverlap="greedy")
     scale = alt.Scale(type="log" if wide else "linear", nice=False, padding=18, **({} if wide else {"zero": False}))
     return alt.X("x:Q", title=f"{key} (log scale)" if wide else key, scale=scale, axis=axis), values
 

@@ -14,6 +14,7 @@ from muonlab.lab.targets import targets_of
 _TITLES = {"step": "optimizer steps", "tokens": "training tokens", "seconds": "training time (seconds)"}
 _LOSSES = {"val_loss": "validation loss", "train_loss": "training loss"}
 _PANELS = 60
+_BEST = 6  # arms that have a colour beside the baseline, where there are too many for all
 
 
 def curves(results: Results, clock: str) -> Chart | None:
@@ -63,21 +64,30 @@ def _proportional(rows: list[dict[str, Any]]) -> bool:
 
 
 def _zoom(rows: list[dict[str, Any]]) -> tuple[float, float, bool]:
-    """Lowest and highest loss to draw, and whether something lies above: the first tenth of a run falls from far too high, and a
-    diverged run may rise without end; both would press flat what is to be compared."""
+    """Lowest and highest loss to draw, and whether something lies above: a run falls from far too high at first, and a diverged one
+    may rise without end; both would press flat what is to be compared, the more so the closer the arms end together."""
     last = max(row["step"] for row in rows)
     top = max(row["mean"] for row in rows)
     bottom = min(row["low"] for row in rows)
-    late: dict[str, float] = {}
-    for row in rows:
-        if row["step"] >= 0.1 * last:
-            late.setdefault(row["arm"], row["high"])
-    starts = sorted(late.values())
-    middle = starts[len(starts) // 2] if starts else top
-    usual = [start for start in starts if start - bottom <= 3 * (middle - bottom)]
-    high = max(usual, default=top)
+    ends = _usual({row["arm"]: row["mean"] for row in rows if row["step"] >= 0.9 * last}, bottom)
+    spread = max(ends, default=top) - bottom
+    high = top
+    for share in (0.1, 0.2, 0.35):
+        late: dict[str, float] = {}
+        for row in rows:
+            if row["step"] >= share * last:
+                late.setdefault(row["arm"], row["high"])
+        high = max(_usual(late, bottom), default=top)
+        if spread >= 0.15 * (high - bottom):
+            break
     high = min(top, high + 0.05 * (high - bottom))
     return bottom, (high if high > bottom else bottom + 1e-3), top > high
+
+
+def _usual(losses: dict[str, float], bottom: float) -> list[float]:
+    """Without those that have gone astray."""
+    middle = sorted(losses.values())[len(losses) // 2] if losses else 0.0
+    return [loss for loss in losses.values() if loss - bottom <= 3 * (middle - bottom)]
 
 
 def _dashes(results: Results) -> dict[str, Any]:
@@ -97,7 +107,7 @@ def _who(results: Results, rows: list[dict[str, Any]]) -> str:
         return f"{text.rstrip('.')}; the colour is the swept value."
     if len(results.arms) > len(COLORS):
         others = sum(own == GREY for own in shown(results).values())
-        best = "the baseline and the best seven arms" if results.baseline else "the best seven arms"
+        best = f"the baseline and the best {_BEST}" if results.baseline else f"the best {_BEST + 1}"
         return f"{text.rstrip('.')}; coloured: {best}; the other {others} are grey."
     return text if most == 1 else f"{text}; the band reaches from the lowest to the highest seed."
 

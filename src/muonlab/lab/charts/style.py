@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,11 @@ from muonlab.lab.results import METRICS, Results
 
 # Okabe & Ito's colours, told apart by (nearly) everybody, in an order that reads on white and on black.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B79F00")
+_BRIGHT = tuple(one for one in COLORS if one != "#7F7F7F")  # beside grey lines
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 GREY = "#8A9199"
 RED = "#D1242F"
+RAMP = ("#5c01a6", "#8305a7", "#aa2395", "#cc4778", "#e66c5c", "#f89540", "#fdb42f")  # "plasma" without its ends
 WIDTH, HEIGHT = 680, 320
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
@@ -82,12 +85,16 @@ def level(results: Results) -> str:
 
 
 def shown(results: Results) -> dict[str, str]:
-    """The colour of each arm: all of them up to eight; of more, the baseline and the best seven, the others grey."""
+    """The colour of each arm: all of them up to eight; of more, the baseline and the best six, the others grey, or in a sweep over
+    one number all on one scale."""
     names = [arm.name for arm in results.arms]
+    if (numbers := by_value(results)) is not None:
+        low, high = min(numbers.values()), max(numbers.values())
+        return {name: _on_ramp((value - low) / (high - low)) for name, value in numbers.items()}
     if len(names) > len(COLORS):
         ranked = sorted((arm for arm in results.arms if arm.summary is not None), key=lambda arm: arm.summary.mean)  # pyright: ignore
-        chosen = {results.plan["baseline"], *[a.name for a in ranked if a.name != results.plan["baseline"]][: len(COLORS) - 1]}
-        palette = iter(COLORS)
+        chosen = {results.plan["baseline"], *[a.name for a in ranked if a.name != results.plan["baseline"]][: len(_BRIGHT) - 1]}
+        palette = iter(_BRIGHT)
         return {name: next(palette) if name in chosen else GREY for name in names}
     return dict(zip(names, COLORS, strict=False))
 
@@ -104,8 +111,16 @@ def by_value(results: Results) -> dict[str, float] | None:
 
 def value_color(results: Results) -> alt.Color:
     """Of a row's `swept` number."""
-    scale = alt.Scale(scheme=alt.SchemeParams(name="plasma", extent=[0.2, 0.85]))
-    return alt.Color("swept:Q", scale=scale, legend=alt.Legend(title=results.swept_key, symbolType="square"))
+    legend = alt.Legend(title=results.swept_key, tickCount=3, format=".4~g")
+    return alt.Color("swept:Q", scale=alt.Scale(range=list(RAMP), interpolate="rgb"), legend=legend)
+
+
+def _on_ramp(share: float) -> str:
+    """The ramp's colour at a share of its length."""
+    i = min(int(share * (len(RAMP) - 1)), len(RAMP) - 2)
+    rest = share * (len(RAMP) - 1) - i
+    ends = [[int(one[k : k + 2], 16) for k in (1, 3, 5)] for one in RAMP[i : i + 2]]
+    return "#" + "".join(f"{round(a + rest * (b - a)):02x}" for a, b in zip(*ends, strict=True))
 
 
 def color(results: Results, *, legend: bool) -> alt.Color:
@@ -122,9 +137,28 @@ def few_ticks() -> alt.Axis:
     return alt.Axis(tickCount=6)
 
 
-def row_height(count: int, roomy: int = 56) -> int:
-    """Of a chart with a row for each arm: many arms stand closer."""
-    return max(2, count) * (roomy if count <= 6 else 36 if count <= 10 else 24)
+def row_height(names: list[str], roomy: int = 56) -> int:
+    """Of a chart with a row for each arm: many arms stand closer, those with names in two lines not as close."""
+    count = len(names)
+    return max(2, count) * (roomy if count <= 6 else 36 if count <= 10 else 34 if any(map(_halves, names)) else 24)
+
+
+def arm_rows(names: list[str]) -> alt.Y:
+    """An axis with a row for each arm, long names in two lines: what tells them apart often stands at their end."""
+    halves = {name: found for name in names if (found := _halves(name))}
+    if not halves:
+        return alt.Y("arm:N", title=None, sort=names)
+    axis = alt.Axis(labelExpr=f"{json.dumps(halves)}[datum.label] || datum.label", labelLimit=260, labelLineHeight=13)
+    return alt.Y("arm:N", title=None, sort=names, axis=axis)
+
+
+def _halves(name: str) -> list[str] | None:
+    """A long name, cut at the space that is nearest to its middle."""
+    spaces = [i for i, letter in enumerate(name) if letter == " "]
+    if len(name) <= 28 or not spaces:
+        return None
+    cut = min(spaces, key=lambda i: abs(i - len(name) / 2))
+    return [name[:cut], name[cut + 1 :]]
 
 
 def tooltips(*fields: tuple[str, str, str]) -> list[alt.Tooltip]:
