@@ -24,11 +24,13 @@ def loss_key(runs: list[RunRecord]) -> str:
 
 
 def mean_curves(cells: list[str], runs: list[RunRecord], key: str) -> list[Row]:
-    """Mean, lowest and highest loss over the seeds, for each arm and step: with all steps where the seeds share them, else
-    interpolated between each run's own. Clocks that a run lacks are left out of its arm's rows."""
+    """Mean, lowest and highest loss over the seeds, for each arm and step; between a run's own steps interpolated. Of the finished
+    runs, if an arm has any: where others break off, a mean would jump. Clocks that a run lacks are left out of its arm's rows."""
     rows: list[Row] = []
+    stray = {(run.cell, run.seed) for run in strays(runs)}
     for cell in cells:
-        found = [points for run in runs if run.cell == cell and (points := _points(run, key))]
+        here = (run for run in runs if run.cell == cell and (run.cell, run.seed) not in stray)
+        found = [points for run in here if (points := _points(run, key))]
         if not found:
             continue
         steps = sorted({row["step"] for points in found for row in points})
@@ -50,13 +52,20 @@ def mean_curves(cells: list[str], runs: list[RunRecord], key: str) -> list[Row]:
     return rows
 
 
+def strays(runs: list[RunRecord]) -> list[RunRecord]:
+    """The runs that did not finish, of arms of which others did."""
+    whole = {run.cell for run in runs if run.status == "finished"}
+    return [run for run in runs if run.cell in whole and run.status != "finished"]
+
+
 def run_curves(runs: list[RunRecord], key: str) -> list[Row]:
-    """Each run's own loss by step."""
+    """Each run's own loss by step (and the other clocks it has)."""
     rows: list[Row] = []
     for run in runs:
         points = _points(run, key)
         rows += [
             {"arm": run.cell, "seed": run.seed, "status": run.status, "step": row["step"], "loss": _short(row[key])}
+            | {clock: _short(row[clock]) for clock in CLOCKS[1:] if row.get(clock) is not None}
             for row in _thinned(points, RUN_POINTS)
         ]
     return rows

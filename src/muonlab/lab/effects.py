@@ -16,8 +16,8 @@ from muonlab.lab import stats
 
 @dataclass(frozen=True)
 class Factor:
-    """One thing that cells differ in. levels: cell -> its value (text where it is no number); several recipe keys that always change
-    together are one factor."""
+    """One thing that cells differ in. levels: cell -> its value (text where it is no number); several recipe keys that always
+    change together are one factor."""
 
     name: str
     keys: tuple[str, ...]

@@ -136,17 +136,16 @@ def _pairs(results: Results) -> list[str]:
     if not paired or results.baseline is None:
         return []
     told = [f"{arm.name} r = {arm.pairing.correlation:.2f} ({arm.pairing.n} pairs)" for arm in paired if arm.pairing]
-    if max(arm.pairing.n for arm in paired if arm.pairing) < 5:
-        return [
-            f"Runs share seeds with {results.baseline.name}'s, too few of them to measure a correlation: they are compared as independent."
-        ]
-    listed = ", ".join(told) if len(told) <= 4 else _range(paired)
+    shared = f"Runs share seeds with {results.baseline.name}'s"
     helps = [arm.name for arm in paired if arm.comparison is arm.pairing]
+    if not helps and max(arm.pairing.n for arm in paired if arm.pairing) < 5:
+        return [f"{shared}, too few to measure a correlation: they are compared as independent (Welch)."]
+    listed = ", ".join(told) if len(told) <= 4 else _range(paired)
     if not helps:
         verdict = "it does not help, so that runs are compared as independent (Welch)."
     else:
         verdict = f"it makes the interval shorter for {', '.join(helps)}, compared in pairs (paired t); Welch for the others."
-    return [f"Runs share seeds with {results.baseline.name}'s. Measured correlation of the metric: {listed}; {verdict}"]
+    return [f"{shared}. Measured correlation of the metric: {listed}; {verdict}"]
 
 
 def _range(paired: list[ArmResult]) -> str:

@@ -23,7 +23,9 @@ class Picture:
 
 
 def render(pictures: list[Picture], version: str) -> str:
-    """Writes the pictures, and returns the JavaScript that draws such definitions in a page without a network. version: of Vega-Lite.
+    """Writes the pictures, and returns the JavaScript that draws such definitions in a page without a network.
+
+    version: of Vega-Lite.
 
     Raises OSError if a file cannot be written, RuntimeError if a definition cannot be drawn.
     """

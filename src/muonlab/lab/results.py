@@ -188,8 +188,8 @@ def _measured(finished: list[RunRecord], baseline: list[RunRecord] | None, metri
 
 
 def _judged(sweep: Sweep, arms: list[ArmResult]) -> list[ArmResult]:
-    """The arms, each but the baseline with its comparison and verdict. Both kinds of claims go through Holm's adjustment. Seeds that
-    are shared are pairs where the measured correlation makes that worth it, else Welch's comparison stands."""
+    """The arms, each but the baseline with its comparison and verdict. Both kinds of claims go through Holm's adjustment. Runs
+    that share a seed are pairs where the measured correlation makes that worth it, else Welch's comparison stands."""
     plan = sweep.plan
     baseline = next((arm for arm in arms if arm.name == plan["baseline"]), None)
     if baseline is None:

@@ -154,9 +154,9 @@ def _effects(results: Results) -> Table | None:
         return None
     level = _level(results)
     header = ["factor", "level", "runs", "mean", f"{level} CI", "difference", f"{level} CI of the difference", "p"]
-    rows = []
+    rows, short = [], _short_names(results)
     for row in results.effects.rows:
-        line = [row.factor, _plain(row.level), str(row.runs), number(row.mean), _between(row.low, row.high)]
+        line = [short[row.factor], _plain(row.level), str(row.runs), number(row.mean), _between(row.low, row.high)]
         if row.difference is None:
             line += ["reference", "–", "–"]
         else:
@@ -172,10 +172,17 @@ def _effects(results: Results) -> Table | None:
 def _interactions(results: Results) -> Table | None:
     if results.effects is None:
         return None
-    rows = [[" × ".join(one.factors), f"{one.f:.2f}", _p(one.p)] for one in results.effects.interactions]
+    short = _short_names(results)
+    rows = [[" × ".join(short[name] for name in one.factors), f"{one.f:.2f}", _p(one.p)] for one in results.effects.interactions]
     return Table(
         "Interactions", ["factors", "F", "p"], rows, "A small p: the effect of one depends on the other, and averages mislead."
     )
+
+
+def _short_names(results: Results) -> dict[str, str]:
+    """Factor -> the last part of its key, where that is enough to tell it from the others."""
+    last = {factor.name: factor.name.rpartition(".")[2] for factor in results.factors}
+    return {name: part if list(last.values()).count(part) == 1 else name for name, part in last.items()}
 
 
 def _p(p: float | None) -> str:

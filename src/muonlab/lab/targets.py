@@ -66,10 +66,9 @@ def _times(target: float, runs: list[RunRecord], clock: str, latest: dict[str, f
     ends: list[float] = []
     for run in runs:
         hit, last = run.first_at(target), (run.rows[-1] if run.rows else {})
-        end = latest[clock] if run.status == "diverged" else last.get(key)
-        if (hit is None and end is None) or (hit is not None and hit.get(key) is None):
+        at = hit.get(key) if hit is not None else latest[clock] if run.status == "diverged" else last.get(key)
+        if at is None:
             return None
-        values.append(None if hit is None else hit[key])
-        if hit is None:
-            ends.append(end)
+        values.append(None if hit is None else at)
+        ends += [at] if hit is None else []
     return stats.Times(tuple(values), tuple(ends)) if values else None

@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 
 from muonlab.lab.charts.style import COLORS, DASHES, GREY, HEIGHT, RED, Chart, by_value, color, data, shown, tooltips, value_color
-from muonlab.lab.curves import MEAN_POINTS, RUN_POINTS, loss_key, mean_curves, run_curves, was_thinned
+from muonlab.lab.curves import MEAN_POINTS, RUN_POINTS, loss_key, mean_curves, run_curves, strays, was_thinned
 from muonlab.lab.results import Results
 from muonlab.lab.targets import targets_of
 
@@ -46,6 +46,21 @@ def curves(results: Results, clock: str) -> Chart | None:
     )
     line = line.encode(**_dashes(results), **({"detail": "arm:N"} if numbers is not None else {}))
     layers = [band, line] if len(results.arms) <= len(COLORS) else [line]
+    loose = [row for row in run_curves(strays(results.runs), key) if clock in row]
+    if loose:
+        thin = data([row | ({"swept": numbers[row["arm"]]} if numbers is not None else {}) for row in loose])
+        thin = thin.mark_line(strokeWidth=0.9, opacity=0.7, clip=True)
+        layers.append(
+            thin.encode(
+                x=x,
+                y=alt.Y("loss:Q", title=y_title, scale=scale),
+                color=color(results, legend=True) if numbers is None else value_color(results),
+                detail="seed:N",
+                tooltip=tooltips(
+                    ("arm:N", "arm", ""), ("seed:N", "seed", ""), ("status:N", "status", ""), ("loss:Q", "loss", ".4f")
+                ),
+            )
+        )
     for target in targets_of(results.plan) if key == "val_loss" else []:
         if low <= target <= high:
             goal = data([{"y": target, "label": f"target {target:g}"}])
@@ -53,7 +68,8 @@ def curves(results: Results, clock: str) -> Chart | None:
             text = goal.mark_text(align="left", baseline="bottom", dx=4, dy=-3)
             layers.append(text.encode(y="y:Q", text="label:N", x=alt.value(0)))
     by = {"step": "step", "tokens": "tokens", "seconds": "training time"}[clock]
-    caption = " ".join([_who(results, rows), *_cuts(results, key, cut)])
+    apart = ["Thin lines: runs that diverged or have not ended, not in the mean."] if loose else []
+    caption = " ".join([_who(results, rows), *apart, *_cuts(results, key, cut)])
     title = f"{_LOSSES[key].capitalize()} by {by}"
     return Chart(f"loss-by-{clock}", title, caption, alt.layer(*layers).properties(height=HEIGHT))
 
@@ -122,7 +138,7 @@ def _cuts(results: Results, key: str, cut: bool) -> list[str]:
 def multiples(results: Results) -> Chart | None:
     """One small chart an arm with each of its runs; the grey line is the baseline's mean (or the mean of all arms)."""
     key = loss_key(results.runs)
-    rows = run_curves(results.runs, key)
+    rows = [{k: v for k, v in row.items() if k not in ("tokens", "seconds")} for row in run_curves(results.runs, key)]
     means = mean_curves([arm.name for arm in results.arms], results.runs, key)
     names = [name for name in (arm.name for arm in results.arms) if any(row["arm"] == name for row in rows)]
     if len(names) < 2 or len({row["step"] for row in rows}) < 2:

@@ -27,8 +27,8 @@ _PAPER = {"light": "#ffffff", "dark": "#14171a"}
 
 @dataclass(frozen=True)
 class Chart:
-    """name: of its files; title and caption: for the page; chart: the definition. panels: how many small charts it is made of (0: it
-    is one chart, as wide as the page)."""
+    """name: of its files; title and caption: for the page; chart: the definition. panels: how many small charts it is made of
+    (0: it is one chart, as wide as the page)."""
 
     name: str
     title: str
@@ -76,7 +76,7 @@ def data(rows: list[dict[str, Any]]) -> alt.Chart:
 
 
 def metric_title(results: Results, metric: str | None = None) -> str:
-    metric = metric or results.plan["metric"]
+    metric = metric or str(results.plan["metric"])
     return f"{METRICS[metric]} ({'seconds' if metric == 'seconds' else 'nats per token'})"
 
 
@@ -100,13 +100,13 @@ def shown(results: Results) -> dict[str, str]:
 
 
 def by_value(results: Results) -> dict[str, float] | None:
-    """The swept number of each arm, if there are too many arms for colours of their own: a scale of colours then tells them apart."""
+    """The swept number of each arm, if there are too many arms for colours of their own: a scale then tells them apart."""
     key = results.swept_key
     if key is None or len(results.arms) <= len(COLORS) or (len({arm.arm for arm in results.arms}) > 1 and results.is_grid):
         return None
     points = {arm.name: results.point(arm).get(key) for arm in results.arms}
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in points.values())
-    return {name: float(value) for name, value in points.items()} if numeric else None  # pyright: ignore[reportArgumentType]
+    numbers = {name: float(v) for name, v in points.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return numbers if len(numbers) == len(points) and len({*numbers.values()}) > 1 else None
 
 
 def value_color(results: Results) -> alt.Color:
@@ -128,7 +128,11 @@ def color(results: Results, *, legend: bool) -> alt.Color:
     colors = shown(results)
     named = [name for name, own in colors.items() if own != GREY]
     scale = alt.Scale(domain=list(colors), range=list(colors.values()))
-    shows = alt.Legend(values=named) if len(named) < len(colors) else alt.Legend()
+    longest = max(map(len, named), default=0)
+    columns = 3 if longest <= 26 else 2 if longest <= 44 else 1
+    shows = alt.Legend(columns=columns, labelLimit=(WIDTH - 60) / columns - 50)
+    if len(named) < len(colors):
+        shows.values = named
     return alt.Color("arm:N", scale=scale, legend=shows if legend and len(colors) > 1 else None)
 
 
