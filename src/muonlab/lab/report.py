@@ -19,7 +19,7 @@ from muonlab.lab.facts import cost, facts
 from muonlab.lab.findings import answer, notes, verdicts
 from muonlab.lab.results import METRICS, Results, compute
 from muonlab.lab.store import Sweep, load_sweep
-from muonlab.lab.tables import change_matrix, recipe_diff, table, tables
+from muonlab.lab.arm_tables import change_matrix, recipe_diff, table, tables
 from muonlab.train.run_folder import write_atomically
 
 __all__ = ["answer", "as_json", "notes", "table", "write_report"]

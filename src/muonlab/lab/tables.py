@@ -1,226 +1,208 @@
-"""The tables of a report, as text."""
+"""Runs as rows of figures, from whatever people have: CSV, JSONL, a JSON list, or a folder of runs. Needs no torch."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from muonlab.lab import stats
-from muonlab.lab.findings import mean
-from muonlab.lab.results import METRICS, ArmResult, Results, number
-from muonlab.lab.targets import ToTarget, targets_of
-from muonlab.train.settings import flat
+from muonlab.errors import InputError
+from muonlab.lab.store import read_plan
+from muonlab.names import did_you_mean
+from muonlab.train.run_folder import RunFolder
+
+_SHOWN = 5  # problems of one kind that are told one by one
+
+
+@dataclass(frozen=True)
+class Row:
+    """where: file and line, for messages. source: the file or folder it came from."""
+
+    where: str
+    source: Path
+    cells: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Table:
-    """title: "" for the first one, which needs none. note: what a reader must know of its columns."""
+    """columns: in the order in which they first occur. notes: what a reader of the figures must know."""
 
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    note: str = ""
+    path: Path
+    rows: list[Row]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(key for row in self.rows for key in row.cells))
+
+    def is_numeric(self, column: str) -> bool:
+        """True if no cell of the column is anything but a number or empty."""
+        return all(_is_number(cell) for row in self.rows if (cell := row.cells.get(column)) not in (None, ""))
+
+    def require(self, *columns: str) -> None:
+        """Raises InputError for a column that no row has."""
+        known = self.columns
+        problems = [
+            f"{self.path}: no column {name!r}; {did_you_mean(name, known)} (columns: {', '.join(known)})"
+            for name in columns
+            if name not in known
+        ]
+        if problems:
+            raise InputError(*problems)
 
 
-def table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of arms: what decides, and the verdict."""
-    plan = results.plan
-    target, with_verdict = plan["target"], results.baseline is not None
-    header = ["arm", "runs", f"mean ± {_level(results)} CI", "std"]
-    header += [f"steps to {target:g}", f"seconds to {target:g}"] if target is not None else []
-    header += ["seconds", "difference", "verdict"] if with_verdict else ["seconds"]
+def read_table(path: Path, *, curves: bool = False) -> Table:
+    """A row for each run; with `curves`, of a folder, a row for each line of the runs' metrics. Raises InputError."""
+    if path.is_dir():
+        return _read_runs(path, curves)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file or folder") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: expected text (CSV, JSONL or a JSON list), got something else") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    start = text.lstrip()[:1]
+    reader = {"{": _json_lines, "[": _json_list}.get(start, _csv)
+    rows = reader(path, text) if start else []
+    if not rows:
+        raise InputError(f"{path}: expected rows, got an empty file")
+    return Table(path, rows)
+
+
+def _json_lines(path: Path, text: str) -> list[Row]:
     rows = []
-    for arm in results.arms:
-        s = arm.summary
-        runs = f"{arm.finished}/{arm.planned}" + (f" ({arm.diverged} diverged)" if arm.diverged else "")
-        interval = f" ± {number(s.high - s.mean)}" if s is not None and s.n > 1 else ""
-        row = [arm.name, runs, mean(arm) + interval, number(s.std if s else None)]
-        if target is not None:
-            row += [_to_target(arm, arm.steps_to_target, 0), _to_target(arm, arm.seconds_to_target, 1)]
-        row.append(number(arm.seconds, 1))
-        if with_verdict:
-            row += [_difference(arm), arm.verdict.word if arm.verdict else ("baseline" if arm is results.baseline else "–")]
-        rows.append(row)
-    return header, rows
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                raise InputError(f"{where}: expected one JSON object on the line, got {_short(line)}") from None
+            rows.append(_object(path, where, value))
+    return rows
 
 
-def tables(results: Results) -> list[Table]:
-    """All further tables, those that the figures allow."""
-    found = [_spread(results), _targets(results), *_further(results), _effects(results), _interactions(results)]
-    return [one for one in found if one is not None and one.rows]
+def _json_list(path: Path, text: str) -> list[Row]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: broken JSON: {error.msg}") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: broken JSON") from None
+    return [_object(path, f"{path}, item {i}", value) for i, value in enumerate(values, start=1)]
 
 
-def _level(results: Results) -> str:
-    return f"{100 * (1 - results.plan['alpha']):g} %"
+def _object(path: Path, where: str, value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise InputError(f'{where}: expected an object such as {{"val_loss": 3.28}}, got {_short(json.dumps(value))}')
+    return Row(where, path, value)
 
 
-def _difference(arm: ArmResult) -> str:
-    if arm.comparison is None:
-        return "–"
-    percent = f" ({arm.percent:+.2f} %)" if arm.percent is not None else ""
-    return f"{arm.comparison.difference:+.4f}{percent}"
-
-
-def _to_target(arm: ArmResult, value: float | None, digits: int) -> str:
-    ended = arm.finished + arm.diverged
-    if value is None:
-        return f"not reached ({arm.reached}/{ended})" if ended and arm.reached < ended else "–"
-    return number(value, digits) + (f" ({arm.reached}/{ended})" if arm.reached < ended else "")
-
-
-def _spread(results: Results) -> Table:
-    header = ["arm", "median", "lowest", "highest", f"{_level(results)} CI of the mean"]
-    header += [f"{_level(results)} CI of the difference"] if results.baseline is not None else []
+def _csv(path: Path, text: str) -> list[Row]:
+    header = text.lstrip().splitlines()[0]
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+    names: list[str] = []
     rows = []
-    for arm in results.arms:
-        s, c = arm.summary, arm.comparison
-        row = [arm.name, *([number(v) for v in (s.median, s.minimum, s.maximum)] if s else ["–"] * 3)]
-        row.append(_between(s.low, s.high) if s else "–")
-        if results.baseline is not None:
-            row.append(_between(c.low, c.high, "+.4f") if c else "–")
-        rows.append(row)
-    return Table("Spread", header, rows)
+    try:
+        for line in reader:
+            if not any(cell.strip() for cell in line):
+                continue
+            where = f"{path}, line {reader.line_num}"
+            if not names:
+                names = [cell.strip() for cell in line]
+                _check_header(where, names)
+            elif len(line) != len(names):
+                raise InputError(f"{where}: expected {len(names)} cells as in the first line, got {len(line)}")
+            else:
+                rows.append(Row(where, path, dict(zip(names, (cell.strip() for cell in line), strict=True))))
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: expected CSV: {error}") from None
+    return rows
 
 
-def _between(low: float | None, high: float | None, form: str = ".4f") -> str:
-    """An interval. An end beyond the last run is a dash of its own."""
-    ends = [None if end is None or math.isnan(end) else end for end in (low, high)]
-    return "–" if ends == [None, None] else " to ".join("?" if end is None else f"{end:{form}}" for end in ends)
+def _check_header(where: str, names: list[str]) -> None:
+    if all(_is_number(name) for name in names):
+        raise InputError(f"{where}: expected the names of the columns, got {_short(', '.join(names))}; add a line such as val_loss")
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise InputError(f"{where}: two columns have the name {min(twice)!r}; rename one")
 
 
-def _targets(results: Results) -> Table | None:
-    targets = targets_of(results.plan)
-    if not targets:
-        return None
-    with_ratio = results.baseline is not None
-    clocks = ("steps", "tokens", "seconds")
-    header = ["arm", *(["target"] if len(targets) > 1 else []), "reached", *clocks, f"{_level(results)} CI of the steps"]
-    header += ["ratio of steps"] if with_ratio else []
-    rows = []
-    for i in range(len(targets)):
-        for arm in results.arms:
-            to = arm.targets[i]
-            steps = to.steps
-            row = [arm.name, *([f"{to.target:g}"] if len(targets) > 1 else []), f"{to.reached} of {to.ended}"]
-            row += [_median(to, getattr(to, clock), 1 if clock == "seconds" else 0) for clock in clocks]
-            row.append(_between(steps.low, steps.high, ",.0f") if steps is not None and steps.n > 1 else "–")
-            if with_ratio:
-                row.append("baseline" if arm is results.baseline else _ratio(to.ratio))
-            rows.append(row)
-    note = (
-        "Times to the first evaluation at or below the target: medians by Kaplan and Meier, runs that missed it censored at their "
-        "end (diverged ones at the end of the longest run), never dropped; ? lies beyond the last run."
-    )
-    if with_ratio:
-        methods = sorted({t.ratio.method.split(", up to")[0] for arm in results.arms for t in arm.targets if t.ratio is not None})
-        note += f" The ratio is arm to baseline, 0.9 is ten per cent faster ({'; '.join(methods)})." if methods else ""
-    return Table("Time to target", header, rows, note)
+def _read_runs(directory: Path, curves: bool) -> Table:
+    """The runs below a folder; a diverged run keeps its row, with nan for every loss."""
+    plan = read_plan(directory)
+    folders = sorted(file.parent for file in directory.rglob("run.json"))
+    if not folders:
+        raise InputError(f"{directory}: expected a folder of runs, found no run.json below it")
+    arms = {planned["folder"]: planned["cell"] for planned in plan["runs"]} if plan else {}
+    rows, unfinished = [], []
+    for path in folders:
+        folder = RunFolder(path)
+        run, result = folder.run() or {}, folder.result()
+        name = str(path.relative_to(directory))
+        if result is None:
+            unfinished.append(name)
+            continue
+        arm = arms.get(path.name, run.get("arm"))
+        about = {"run": name, **({} if arm is None else {"arm": arm}), "seed": run.get("seed")}
+        lost = dict.fromkeys((key for key in result if key.endswith("loss")), math.nan) if result["status"] == "diverged" else {}
+        end = {**result, **about, **lost}
+        if curves:
+            metrics = folder.rows()
+            rows += [Row(str(folder.metrics_file), directory, {**row, **about}) for row in metrics]
+            end = {**(metrics[-1] if metrics else {}), **about, **lost} if lost else {}
+        if end:
+            rows.append(Row(str(folder.result_file), directory, end))
+    if not rows:
+        raise InputError(f"{directory}: none of its {len(folders)} runs has ended; finish them first")
+    note = f"{len(unfinished)} of {len(folders)} runs have not ended and are left out: {', '.join(unfinished[:_SHOWN])}"
+    return Table(directory, rows, (note,) if unfinished else ())
 
 
-def _median(to: ToTarget, found: stats.TimeSummary | None, digits: int) -> str:
-    if found is None or not found.n:
-        return "–"
-    return f"{found.median:,.{digits}f}" if found.median is not None else "not reached"
+def numbers(rows: Iterable[Row], column: str) -> list[float | None]:
+    """The column's figures; None for a row without one (no cell, an empty one, nan, an infinity): so a diverged run looks.
 
-
-def _ratio(ratio: stats.Ratio | None) -> str:
-    if ratio is None or math.isnan(ratio.ratio):
-        return "–"
-    return f"{ratio.ratio:.3f}" + ("" if math.isnan(ratio.low) else f" ({ratio.low:.3f} to {ratio.high:.3f})")
-
-
-def _further(results: Results) -> list[Table]:
-    found = []
-    for i, metric in enumerate(results.plan.get("metrics", [])):
-        header = ["arm", f"mean ± {_level(results)} CI", "std", "median", "lowest", "highest"]
-        header += ["difference", f"{_level(results)} CI of the difference"] if results.baseline is not None else []
-        rows = []
-        for arm in results.arms:
-            s, c = arm.further[i].summary, arm.further[i].comparison
-            spread = f" ± {number(s.high - s.mean)}" if s is not None and s.n > 1 else ""
-            row = [arm.name, number(s.mean if s else None) + spread]
-            row += [number(v) for v in (s.std, s.median, s.minimum, s.maximum)] if s else ["–"] * 4
-            if results.baseline is not None:
-                row += [f"{c.difference:+.4f}", _between(c.low, c.high, "+.4f")] if c else ["–", "–"]
-            rows.append(row)
-        found.append(Table(METRICS[metric].capitalize(), header, rows, "Shown, not judged: the verdicts are on the metric above."))
+    Raises InputError that names the lines whose cell is not a number.
+    """
+    found: list[float | None] = []
+    problems = []
+    for row in rows:
+        cell = row.cells.get(column)
+        if cell is None or cell == "":
+            found.append(None)
+        elif _is_number(cell):
+            value = _float(cell)
+            found.append(value if math.isfinite(value) else None)
+        else:
+            problems.append(f"{row.where}: expected a number in {column!r}, got {_short(str(cell))}")
+    if problems:
+        more = [f"… and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise InputError(*problems[:_SHOWN], *more)
     return found
 
 
-def _effects(results: Results) -> Table | None:
-    if results.effects is None:
-        return None
-    level = _level(results)
-    header = ["factor", "level", "runs", "mean", f"{level} CI", "difference", f"{level} CI of the difference", "p"]
-    rows, short = [], _short_names(results)
-    for row in results.effects.rows:
-        line = [short[row.factor], _plain(row.level), str(row.runs), number(row.mean), _between(row.low, row.high)]
-        if row.difference is None:
-            line += ["reference", "–", "–"]
-        else:
-            line += [f"{row.difference:+.4f}", _between(row.difference_low, row.difference_high, "+.4f"), _p(row.p)]
-        rows.append(line)
-    note = (
-        f"Averages over all combinations of the other factors; chance is estimated from {results.effects.error}, p by t tests, "
-        "adjusted by Holm."
-    )
-    return Table("Main effects", header, rows, note)
+def _is_number(cell: Any) -> bool:
+    try:
+        _float(cell)
+    except (ValueError, TypeError):
+        return False
+    return not isinstance(cell, bool)
 
 
-def _interactions(results: Results) -> Table | None:
-    if results.effects is None:
-        return None
-    short = _short_names(results)
-    rows = [[" × ".join(short[name] for name in one.factors), f"{one.f:.2f}", _p(one.p)] for one in results.effects.interactions]
-    return Table(
-        "Interactions", ["factors", "F", "p"], rows, "A small p: the effect of one depends on the other, and averages mislead."
-    )
+def _float(cell: Any) -> float:
+    try:
+        return float(cell)
+    except OverflowError:  # an integer beyond all floats
+        return math.inf
 
 
-def _short_names(results: Results) -> dict[str, str]:
-    """Factor -> the last part of its key, where that is enough to tell it from the others."""
-    last = {factor.name: factor.name.rpartition(".")[2] for factor in results.factors}
-    return {name: part if list(last.values()).count(part) == 1 else name for name, part in last.items()}
-
-
-def _p(p: float | None) -> str:
-    return "–" if p is None or math.isnan(p) else f"{p:.3g}" if p >= 1e-4 else "< 0.0001"
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def recipe_diff(results: Results) -> tuple[str, list[tuple[str, list[tuple[str, str, str]]]]]:
-    """Whose recipe the others are compared with, and for each other arm: (key, there, here), "–" where there is no such key."""
-    cells = results.plan["cells"]
-    if not cells:
-        return "", []
-    reference = results.plan["baseline"] or cells[0]["name"]
-    recipes = {cell["name"]: flat(cell["recipe"]) for cell in cells}
-    base = recipes.get(reference, {})
-    found = []
-    for name, recipe in recipes.items():
-        keys = [key for key in sorted({*base, *recipe}) if base.get(key, _NONE) != recipe.get(key, _NONE)]
-        if keys:
-            found.append((name, [(key, _value(base, key), _value(recipe, key)) for key in keys]))
-    return reference, found
-
-
-def change_matrix(results: Results) -> tuple[list[str], list[list[str]]] | None:
-    """The same as one table, a row an arm and a column a key, for arms that change the same few keys."""
-    _, changed = recipe_diff(results)
-    keys = list(dict.fromkeys(key for _, rows in changed for key, _, _ in rows))
-    if len(changed) < 2 or len(keys) > 4:
-        return None
-    recipes = {cell["name"]: flat(cell["recipe"]) for cell in results.plan["cells"]}
-    return ["arm", *keys], [[name, *(_value(recipe, key) for key in keys)] for name, recipe in recipes.items()]
-
-
-_NONE = object()
-
-
-def _value(recipe: dict[str, Any], key: str) -> str:
-    return json.dumps(recipe[key], ensure_ascii=False) if key in recipe else "–"
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:39] + "…")

@@ -89,9 +89,7 @@ def _bootstrap(values: Sequence[float], alpha: float) -> tuple[float, float]:
     if len(values) > _MOST_FOR_BOOTSTRAP:
         return math.nan, math.nan
     batch = max(1, 1_000_000 // len(values))
-    found: Any = stats.bootstrap(
-        (values,), np.mean, n_resamples=_RESAMPLES, confidence_level=1 - alpha, batch=batch, random_state=np.random.default_rng(0)
-    )
+    found: Any = stats.bootstrap((values,), np.mean, n_resamples=_RESAMPLES, confidence_level=1 - alpha, batch=batch, rng=0)
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 

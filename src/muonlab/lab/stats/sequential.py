@@ -3,8 +3,8 @@
 Model: normal runs; two arms share the standard deviation σ. The effect size δ (difference / σ) is mixed over N(0, τ²) and, where
 σ is unknown, the location over dμ and the scale over dσ/σ (right Haar). Every e-value here is a likelihood ratio of that mixture
 against "no effect", a nonnegative martingale that starts at 1 in the filtration of what does not depend on location and
-scale, so by Ville's inequality the chance that it ever exceeds 1/α is at most α: any rule for stopping is allowed. Which arm runs next
-must not depend on the losses.
+scale, so by Ville's inequality the chance that it ever exceeds 1/α is at most α: any rule for stopping is allowed. Which arm runs
+next must not depend on the losses.
 
 Sources: Robbins, Annals of Mathematical Statistics 41 (1970), σ known (the mSPRT of Johari et al., Operations Research 70, 2022);
 Wang and Ramdas, "Anytime-valid t-tests and confidence sequences", arXiv 2310.03722, σ unknown, one sample. Two samples follow the
@@ -16,7 +16,9 @@ Values may have leading axes: the last axis holds the runs, and everything is do
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from scipy import stats
 
 from muonlab.lab.stats.comparison import Verdict
 
-TAU = 1.5  # standard deviations: the size of effects that the tests are sharpest for. Measured: see tests/unit/test_stats_sequential.py
+TAU = 1.5  # σ: the size of effects that the tests are sharpest for, measured in tests/unit/test_stats_sequential.py
 
 Numbers = Any  # a float, or an array where the values had leading axes
 
@@ -50,8 +52,8 @@ class _Evidence:
         if sigma is not None:
             value = -0.5 * math.log(growth) + between * w / (2 * sigma**2)
         else:
-            total = np.where(self.usable, self.within + between, 1.0)
-            value = -0.5 * math.log(growth) - self.contrasts / 2 * np.log1p(-between / total * w)
+            share = np.where(self.usable, between, 0.0) / np.where(self.usable, self.within + between, 1.0)
+            value = -0.5 * math.log(growth) - self.contrasts / 2 * np.log1p(-share * w)
         return np.where(self.usable if sigma is None else np.isfinite(self.centre), value, 0.0)
 
     def sequence(self, alpha: float, tau: float, sigma: float | None) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +99,7 @@ def _moments(x: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
     """Number, mean and sum of squares around it. A diverged run (nan or inf) makes the mean nan: there is no normal model of it."""
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError("expected at least one value on each side, got none")
-    finite = np.isfinite(x).all(axis=-1)
+    finite = np.asarray(np.isfinite(x).all(axis=-1))
     held = np.where(finite[..., None], x, 0.0)
     mean = held.mean(axis=-1)
     within = ((held - mean[..., None]) ** 2).sum(axis=-1)
@@ -120,8 +122,8 @@ def confidence_sequence(
 ) -> tuple[Numbers, Numbers]:
     """low and high of arm − baseline: with chance 1 − alpha the truth lies within at every look, however many there are.
 
-    sigma: the standard deviation, if it is known. The whole line (−inf, inf) where the data say nothing yet: too few runs, none with a spread,
-    or a diverged one (nan, inf). Raises ValueError for an empty side.
+    sigma: the standard deviation, if it is known. The whole line (−inf, inf) where the data say nothing yet: too few runs, no
+    spread, or a diverged run (nan, inf). Raises ValueError for an empty side.
     """
     _checked(alpha, tau, sigma)
     low, high = _two(arm, baseline).sequence(alpha, tau, sigma)
@@ -131,7 +133,7 @@ def confidence_sequence(
 def mean_sequence(
     values: ArrayLike, *, alpha: float = 0.01, tau: float = TAU, sigma: float | None = None
 ) -> tuple[Numbers, Numbers]:
-    """low and high of the mean of one sample, in the same way. Centre it where the effect size is meant: at the target."""
+    """low and high of the mean of one sample, in the same way."""
     _checked(alpha, tau, sigma)
     low, high = _one(values).sequence(alpha, tau, sigma)
     return _plain(low), _plain(high)
@@ -174,8 +176,8 @@ def _log_target(values: ArrayLike, target: float, tau: float) -> np.ndarray:
 
 
 def decide_now(
-    arm: ArrayLike,
-    baseline: ArrayLike,
+    arm: Sequence[float],
+    baseline: Sequence[float],
     *,
     alpha: float = 0.05,
     margin: float | None = None,
@@ -189,11 +191,11 @@ def decide_now(
     """
     level = alpha / claims
     low, high = confidence_sequence(arm, baseline, alpha=level, tau=tau, sigma=sigma)
-    if not np.isfinite([*np.asarray(arm, dtype=float), *np.asarray(baseline, dtype=float)]).all():
+    if not np.isfinite([*arm, *baseline]).all():
         return Verdict("undecided", "a run diverged")
     if math.isinf(low):
         return Verdict("undecided", "too few runs, or no spread between seeds: there is no estimate of chance")
-    difference = float(np.mean(arm) - np.mean(baseline))
+    difference = fmean(arm) - fmean(baseline)
     evidence = f"difference {difference:+.4f}, {100 * (1 - level):.4g} % confidence sequence {low:+.4f} to {high:+.4f}"
     return Verdict(str(words(low, high, margin)), evidence)
 
