@@ -38,6 +38,22 @@ def wait_for_step(folder, step):
         time.sleep(0.002)
 
 
+def workers_of(process):
+    """Process ids of a sweep's workers."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not Path("/proc/self/task").exists():
+        process.kill()
+        pytest.skip("needs Linux's /proc to find the workers")
+    found = []
+    for child in children.read_text().split() if children.exists() else []:
+        try:
+            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+                found.append(int(child))
+        except OSError:
+            continue  # it has ended meanwhile
+    return found
+
+
 def evidence(folder):
     rows = [(row["step"], row.get("train_loss"), row.get("val_loss")) for row in RunFolder(folder).rows()]
     return json.loads((Path(folder) / "result.json").read_text())["weights_sha256"], rows
@@ -100,27 +116,70 @@ def test_an_interrupted_sweep_saves_all_its_runs_and_goes_on(workdir):
         assert RunFolder(folder).result()["steps"] == 60
 
 
-def test_a_killed_worker_costs_its_run_only(workdir):
+def test_a_killed_worker_costs_nothing(workdir):
+    """Its run is tried again in the same sweep."""
     (workdir / "sweep.toml").write_text(
         'question = "?"\nbase = "tiny.toml"\nseeds = [1, 2, 3]\nset.train.steps = 60\n[arms.muon]\noptimizer.name = "muon"\n'
     )
-    command = ["sweep", "sweep.toml", "--workers", "1", "--device", "cpu"]
-    process = start(*command)
+    process = start("sweep", "sweep.toml", "--workers", "1", "--device", "cpu")
     runs = Path("runs/sweep/runs")
     while not list(runs.glob("*/metrics.jsonl")):
         time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    if not children.exists():
-        process.kill()
-        pytest.skip("needs Linux's /proc to find the worker")
-    worker = next(int(c) for c in children.read_text().split() if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text())
-    os.kill(worker, signal.SIGKILL)
+    os.kill(workers_of(process)[0], signal.SIGKILL)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "its process ended with exit code -9; it is tried again" in err
+    assert len(list(runs.glob("*/result.json"))) == 3
+
+
+def test_a_run_whose_process_is_killed_each_time_is_given_up(workdir):
+    (workdir / "sweep.toml").write_text('question = "?"\nbase = "tiny.toml"\nseeds = [1]\nset.train.steps = 20\n[arms.muon]\n')
+    process = start("sweep", "sweep.toml", "--workers", "1", "--device", "cpu")
+    killed = set()
+    while process.poll() is None:
+        for worker in workers_of(process):
+            if worker not in killed:
+                os.kill(worker, signal.SIGKILL)
+                killed.add(worker)
+        time.sleep(0.01)
     _, err = process.communicate()
     assert process.returncode == 1
-    assert "its process ended with exit code -9" in err
+    assert len(killed) == 3
+    assert "exit code -9, 3 times in a row" in err
+    assert "the same command tries these again" in err
+    assert "Traceback" not in err
+    code, _, _ = finish("sweep", "sweep.toml", "--workers", "1", "--device", "cpu")
+    assert code == 0
+
+
+def test_workers_leave_when_their_runner_is_killed_and_the_next_runner_waits_for_them(workdir):
+    (workdir / "sweep.toml").write_text(
+        'question = "?"\nbase = "tiny.toml"\nseeds = [1, 2]\nset.train.steps = 100\nset.train.log_every = 100\n[arms.muon]\n'
+    )
+    command = ["sweep", "sweep.toml", "--workers", "2", "--device", "cpu"]
+    process = start(*command)
+    runs = Path("runs/sweep/runs")
+    while len(list(runs.glob("*/checkpoints/*"))) < 2:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    code, _, err = finish(*command)
+    assert code == 0, err
+    assert "another process" not in err
     assert len(list(runs.glob("*/result.json"))) == 2
-    assert finish(*command)[0] == 0
-    assert len(list(runs.glob("*/result.json"))) == 3
+
+
+def test_a_second_runner_is_refused_and_told_by_whom(workdir):
+    (workdir / "sweep.toml").write_text('question = "?"\nbase = "tiny.toml"\nseeds = [1]\nset.train.steps = 300\n[arms.muon]\n')
+    command = ["sweep", "sweep.toml", "--workers", "1", "--device", "cpu"]
+    process = start(*command)
+    while not list(Path("runs/sweep/runs").glob("*/metrics.jsonl")):
+        time.sleep(0.01)
+    code, _, err = finish(*command)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate()
+    assert code == 2
+    assert f"another process (number {process.pid}) is working here" in err
 
 
 def test_importing_the_optimizers_loads_torch_alone():

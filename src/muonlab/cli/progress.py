@@ -14,8 +14,8 @@ from rich.text import Text
 from muonlab.train.run_folder import ENDED
 
 if TYPE_CHECKING:
+    from muonlab.lab.pool import Event
     from muonlab.lab.results import Results
-    from muonlab.lab.runner import Event
     from muonlab.train.run import Progress as RunProgress
 
 _STYLES = {"better": "bold green", "worse": "bold red", "equivalent": "bold blue", "undecided": "yellow"}
@@ -108,7 +108,7 @@ class SweepDisplay:
             self.already += 1
         before = self.state.get(key)
         self.state[key] = event
-        if event.kind == "failed":
+        if event.kind in ("failed", "retry"):
             self.console.print(event.message, markup=False)
         if self.console.is_terminal or event.kind == "progress" or (before is None and event.kind != "started"):
             return
@@ -156,7 +156,14 @@ class SweepDisplay:
             p = event.progress
             loss = p.val_loss if p.val_loss is not None else p.train_loss
             return Text(f"{100 * p.step / p.steps:3.0f} %  {loss:.3f}" if loss is not None else f"{100 * p.step / p.steps:3.0f} %")
-        styles = {"finished": "green", "diverged": "red", "failed": "bold red", "stopped": "yellow", "started": "dim"}
+        styles = {
+            "finished": "green",
+            "diverged": "red",
+            "failed": "bold red",
+            "stopped": "yellow",
+            "retry": "yellow",
+            "started": "dim",
+        }
         return Text(event.kind, style=styles.get(event.kind, ""))
 
 

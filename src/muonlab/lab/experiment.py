@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveFloat, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    WithJsonSchema,
+    model_validator,
+)
 
 from muonlab.errors import InputError
+from muonlab.lab.disguise import find as find_disguises
+from muonlab.lab.followups import HeadToHead, Refine, expand
+from muonlab.lab.grid import overlap, point_name, read_grid
 from muonlab.names import did_you_mean
 from muonlab.streams import stream_seed
 from muonlab.train.recipe import Recipe
@@ -30,36 +42,85 @@ Seeds = Annotated[
 ]
 
 
+Metric = Literal["val_loss", "best_val_loss", "train_loss", "seconds"]
+
+
+class Budget(BaseModel):
+    """What every run of the experiment is given, declared so that the report can say which runs were given something else."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    steps: PositiveInt | None = Field(None, description="optimizer steps")
+    tokens: PositiveInt | None = Field(None, description="training tokens")
+    seconds: PositiveFloat | None = Field(None, description="seconds of training")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Budget:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("expected one of steps, tokens and seconds, such as { steps = 1000 }")
+        return self
+
+
 class ExperimentConfig(BaseModel):
     """The content of an experiment's TOML file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, title="muonlab experiment")
 
     question: str = Field(description="what the experiment answers, in a sentence")
-    base: str = Field(description="the recipe that all arms start from, a path relative to this file")
+    base: str | None = Field(None, description="the recipe that all arms start from, a path relative to this file")
     arms: dict[str, dict[str, Any]] = Field(
-        min_length=1, description="name -> what it changes in the recipe, and optionally `grid`: key -> list of values"
+        {}, description="name -> what it changes in the recipe, and optionally `grid` and `zip`: key -> list of values"
     )
     grid: dict[str, Any] = Field({}, description="key -> list of values, crossed with every arm")
+    zip: dict[str, Any] = Field({}, description="key -> list of values, all of one length, which advance together, in every arm")
     set: dict[str, Any] = Field({}, description="changes of the recipe for all arms")
     seeds: Seeds = Field(description="a list, or a number n for 0 … n−1; one run for each arm and seed")
-    metric: Literal["val_loss", "best_val_loss"] = Field("val_loss", description="lower is better")
+    metric: Metric = Field("val_loss", description="decides the verdicts; lower is better")
+    metrics: tuple[Metric, ...] = Field((), description="further metrics that the report shows")
     target: float | None = Field(None, description="validation loss whose first crossing is timed, in steps and seconds")
+    targets: tuple[float, ...] = Field((), description="further targets; without `target` the first of them takes its place")
     baseline: str | None = Field(None, description="the arm that the others are compared with; default: the first, without grids")
     margin: PositiveFloat | None = Field(None, description="differences of the metric below this one do not matter (equivalence)")
     alpha: float = Field(0.05, gt=0, lt=0.5, description="level of the tests and of the confidence intervals (1 − alpha)")
-    tuned_by: str | None = Field(None, description="experiment file that chose these settings; its seeds may not be used here")
+    budget: Budget | None = Field(None, description="what every run is given: one of steps, tokens and seconds")
+    tuned_by: str | tuple[str, ...] | None = Field(
+        None,
+        description="experiment files that chose these settings; their seeds, and those of what tuned them, may not be used here",
+    )
+    refine: Refine | None = Field(None, description="instead of base and arms: a finer grid around another experiment's winners")
+    head_to_head: HeadToHead | None = Field(None, description="instead of base and arms: another experiment's two best, for longer")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ExperimentConfig:
+        given = [key for key in ("refine", "head_to_head") if getattr(self, key) is not None]
+        own = [key for key in ("base", "arms", "grid", "zip") if key in self.model_fields_set]
+        if given and (own or len(given) > 1):
+            raise ValueError(f"{', '.join([*given, *own])}: expected one of refine, head_to_head, and base with arms")
+        missing = [] if given else [key for key in ("base", "arms") if key not in own]
+        if missing:
+            raise ValueError("\n".join(f"{key}: missing; this key is required" for key in missing))
+        if not given and not self.arms:
+            raise ValueError("arms: expected at least one, got none")
+        return self
 
     @model_validator(mode="after")
     def _seeds_fit(self) -> ExperimentConfig:
         if not self.seeds:
             raise ValueError("seeds: expected at least one seed (three or more for a verdict), got none")
-        if len(set(self.seeds)) != len(self.seeds):
+        if len({*self.seeds}) != len(self.seeds):
             raise ValueError(f"seeds: expected different ones, got {list(self.seeds)}")
         for name in self.arms:
             if not 0 < len(name) <= 60 or not name.isprintable():
                 raise ValueError(f"arms: expected names of 1 to 60 printable characters, got {name!r}")
         return self
+
+    @property
+    def follows(self) -> Refine | HeadToHead | None:
+        return self.refine or self.head_to_head
+
+    def all_targets(self) -> list[float]:
+        """The targets, each once; the one that the table of arms shows comes first."""
+        return list(dict.fromkeys([*([] if self.target is None else [self.target]), *self.targets]))
 
 
 @dataclass(frozen=True)
@@ -78,29 +139,46 @@ class Experiment:
     config: ExperimentConfig
     cells: list[Cell]
     baseline: str | None  # a cell's name
+    base: dict[str, Any]  # the recipe that all arms start from, with `set` and overrides
+    found: dict[str, Any] = field(default_factory=dict)  # what the plan says beside the configuration
 
 
-def load_experiment(path: str | Path, overrides: tuple[str, ...] = ()) -> Experiment:
+def load_experiment(path: str | Path, overrides: tuple[str, ...] = (), *, above: tuple[Path, ...] = ()) -> Experiment:
     """Reads an experiment and the recipes of all its cells. Raises InputError, all problems at once.
 
-    overrides: "dotted.key=value" changes for all arms, as for a run; not of keys that an arm sets itself.
+    overrides: "dotted.key=value" changes for all arms, as for a run; not of keys that an arm sets itself. above: the files
+    whose follow-up this is read for.
     """
     path = Path(path)
-    config = validated(ExperimentConfig, read_toml(path), str(path))
-    base = with_overrides(merge(_referred(path, "base", config.base), config.set), overrides)
+    above = (*above, path.resolve())
+    raw = read_toml(path)
+    config = validated(ExperimentConfig, raw, str(path))
+    found: dict[str, Any] = {}
+    if config.follows is not None:
+        key = "refine" if config.refine else "head_to_head"
+        of = _referred_path(path, key, config.follows.of)
+        if of.resolve() in above:
+            raise InputError(f"{path}: {key}: {config.follows.of} comes from this experiment itself: name an earlier one")
+        earlier = load_experiment(of, above=above)
+        expanded = expand(path, config.follows, earlier)
+        found = {key: {**config.follows.model_dump(mode="json"), **expanded.result}}
+        base, baseline = expanded.base, config.baseline or expanded.baseline
+        config = config.model_copy(update={"arms": expanded.arms, "baseline": baseline, "metric": _metric(config, earlier)})
+    else:
+        base = read_toml(_referred_path(path, "base", str(config.base)))
+    base = with_overrides(merge(base, config.set), overrides)
     fixed = list(flat(with_overrides({}, overrides)))
     cells: list[Cell] = []
     problems: list[str] = []
     for arm, changes in config.arms.items():
         changes = dict(changes)
-        grid = _grid(config.grid, changes.pop("grid", {}), f"{path}: arms.{arm}.grid", problems)
-        if clash := _overlap(fixed, [*flat(changes), *grid]):
+        grid = read_grid({"grid": config.grid, "zip": config.zip}, changes, f"{path}: arms.{arm}", problems)
+        if clash := overlap(fixed, [*flat(changes), *grid.keys()]):
             problems.append(f"--set {clash}: arm {arm!r} sets this key itself; change it in {path}")
-        if clash := _overlap(list(grid), list(flat(changes))):
+        if clash := overlap(grid.keys(), list(flat(changes))):
             problems.append(f"{path}: arm {arm!r} both sets and sweeps {clash}")
-        for point in itertools.product(*grid.values()):
-            swept = dict(zip(grid, point, strict=True))
-            name = " ".join([arm, *(f"{key.rpartition('.')[2]}={value}" for key, value in swept.items())])
+        for swept in grid.points():
+            name = point_name(arm, swept)
             if any(cell.name == name for cell in cells):
                 problems.append(f"{path}: there are two arms {name!r}: the same runs would count twice")
             try:
@@ -113,36 +191,86 @@ def load_experiment(path: str | Path, overrides: tuple[str, ...] = ()) -> Experi
         problems.append(f"{path}: two arms have equal recipes and names too alike for folders of their own: rename one")
     if problems:
         raise InputError(*dict.fromkeys(problems))
-    if config.tuned_by is not None:
-        tuning = validated(ExperimentConfig, _referred(path, "tuned_by", config.tuned_by), config.tuned_by)
-        if shared := sorted({*tuning.seeds} & {*config.seeds}):
-            raise InputError(f"{path}: seeds {shared} tuned these settings ({config.tuned_by}); confirm them with others")
-    return Experiment(path.stem, config, cells, _baseline(path, config, cells))
+    config = config.model_copy(update={"seeds": _fresh_seeds(path, config, counted=isinstance(raw["seeds"], int))})
+    return Experiment(path.stem, config, cells, _baseline(path, config, cells), base, found)
 
 
-def _overlap(keys: list[str], others: list[str]) -> str | None:
-    """The first of `keys` that is one of `others`, or a table above or below one."""
-    return next((k for k in keys for o in others if f"{k}.".startswith(f"{o}.") or f"{o}.".startswith(f"{k}.")), None)
+def _metric(config: ExperimentConfig, earlier: Experiment) -> Metric:
+    """A follow-up is decided by what chose its settings, unless it says otherwise."""
+    return config.metric if "metric" in config.model_fields_set else earlier.config.metric
 
 
-def _referred(path: Path, key: str, name: str) -> dict[str, Any]:
-    """The TOML file that a key of the experiment names, relative to it."""
+def _referred_path(path: Path, key: str, name: str) -> Path:
+    """The TOML file that a key of the experiment names, relative to it. Raises InputError if it cannot be read."""
     try:
-        return read_toml(path.parent / name)
+        read_toml(path.parent / name)
     except InputError as error:
         raise InputError(f"{path}: {key}: {error}") from None
+    return path.parent / name
 
 
-def _grid(shared: Mapping[str, Any], own: Any, where: str, problems: list[str]) -> dict[str, list[Any]]:
-    """Dotted key -> values. A key's list may be written nested (optimizer.lr = [..]) or dotted in quotes."""
-    if not isinstance(own, Mapping):
-        problems.append(f"{where}: expected a table of key = [values], got {own!r}")
-        own = {}
-    grid = {**flat(shared), **flat(own)}
-    for key, values in grid.items():
-        if not isinstance(values, list) or not values:
-            problems.append(f"{where}: {key}: expected a list of values, got {values!r}")
-    return {key: values for key, values in grid.items() if isinstance(values, list)}
+class _Follows(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    of: str
+
+
+class _Earlier(BaseModel):
+    """What counts of an experiment or a search that came before: its seeds, and where its settings come from."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    seeds: Seeds
+    tuned_by: str | tuple[str, ...] | None = None
+    refine: _Follows | None = None
+    head_to_head: _Follows | None = None
+
+
+def _sources(config: ExperimentConfig | _Earlier) -> list[str]:
+    """The files that an experiment's settings come from."""
+    named = (config.tuned_by,) if isinstance(config.tuned_by, str) else config.tuned_by or ()
+    return [*named, *(follows.of for follows in (config.refine, config.head_to_head) if follows is not None)]
+
+
+def _fresh_seeds(path: Path, config: ExperimentConfig, *, counted: bool) -> tuple[int, ...]:
+    """The experiment's seeds, none of which has tuned its settings. counted: they were given as a number, so the first that
+    are free are taken; a list of them is taken as it stands. Raises InputError where one of it was used before."""
+    used = _tuning_seeds(path, _sources(config), {path.resolve()})
+    if counted:
+        return _free(used, len(config.seeds))
+    by_file: dict[str, list[int]] = {}
+    for seed in sorted({*config.seeds} & used.keys()):
+        by_file.setdefault(used[seed], []).append(seed)
+    if by_file:
+        raise InputError(
+            *(f"{path}: seeds {s} tuned these settings ({file}); confirm them with others" for file, s in by_file.items())
+        )
+    return config.seeds
+
+
+def _tuning_seeds(path: Path, sources: list[str], seen: set[Path]) -> dict[int, str]:
+    """Seed -> the file that used it, of all that tuned an experiment, what tuned that included. seen: files already read."""
+    found: dict[int, str] = {}
+    for name in sources:
+        file = path.parent / name
+        if file.resolve() in seen:
+            continue
+        seen.add(file.resolve())
+        earlier = validated(_Earlier, read_toml(_referred_path(path, "tuned_by", name)), name)
+        used = dict.fromkeys(_earlier_seeds(file, earlier), name)
+        found = _tuning_seeds(file, _sources(earlier), seen) | used | found
+    return found
+
+
+def _earlier_seeds(file: Path, earlier: _Earlier) -> tuple[int, ...]:
+    """The seeds that an earlier file stands for: a number of them may have stepped over others."""
+    if not _sources(earlier) or not isinstance(read_toml(file)["seeds"], int):
+        return earlier.seeds
+    return _free(_tuning_seeds(file, _sources(earlier), {file.resolve()}), len(earlier.seeds))
+
+
+def _free(used: dict[int, str], count: int) -> tuple[int, ...]:
+    return tuple(itertools.islice((seed for seed in itertools.count() if seed not in used), count))
 
 
 def _baseline(path: Path, config: ExperimentConfig, cells: list[Cell]) -> str | None:
@@ -155,7 +283,7 @@ def _baseline(path: Path, config: ExperimentConfig, cells: list[Cell]) -> str | 
 
 
 def run_folder_name(cell: str, seed: int, run_id: str) -> str:
-    slug = re.sub(r"[^A-Za-z0-9.=+-]+", "-", cell)
+    slug = re.sub(r"[^A-Za-z0-9.=+-]+", "-", cell)[:120]  # file systems end at 255 bytes
     if slug != cell.replace(" ", "-"):  # keep apart what looks alike once its odd characters are gone
         slug += f"-{stream_seed(0, cell) % 16**6:06x}"
     return f"{slug.lstrip('.-')}-seed{seed}-{run_id}"
@@ -164,15 +292,28 @@ def run_folder_name(cell: str, seed: int, run_id: str) -> str:
 def plan_of(experiment: Experiment, machine: dict[str, Any]) -> dict[str, Any]:
     """What a sweep's folder says of its experiment (experiment.json): settings, cells with their whole recipes, and the runs,
     seed by seed, so that half a sweep has as many runs of each arm. machine: device, threads and precision of each run."""
-    config = experiment.config.model_dump(mode="json", exclude={"arms", "grid", "set", "base"})
+    config = experiment.config.model_dump(mode="json", exclude={"arms", "grid", "zip", "set", "base", "refine", "head_to_head"})
+    targets = experiment.config.all_targets()
+    disguises = {
+        d.cell: {"same_as": d.same_as, "because": d.because}
+        for d in find_disguises([(c.name, c.recipe.canonical()) for c in experiment.cells])
+        if d.same_as is not None
+    }
+    config |= {"target": targets[0] if targets else None, "targets": targets}
+    if (budget := experiment.config.budget) is not None:
+        config["budget"] = budget.model_dump(exclude_none=True)
     return {
         "format": 1,
         "name": experiment.name,
         **config,
+        **experiment.found,
         "baseline": experiment.baseline,
         "machine": machine,
         "changes": [],  # of the settings above since the first sweep
-        "cells": [{"name": c.name, "arm": c.arm, "swept": c.swept, "recipe": c.recipe.canonical()} for c in experiment.cells],
+        "cells": [
+            {"name": c.name, "arm": c.arm, "swept": c.swept, "recipe": c.recipe.canonical(), **disguises.get(c.name, {})}
+            for c in experiment.cells
+        ],
         "runs": [
             {"cell": c.name, "seed": seed, "id": (run_id := c.recipe.run_id(seed)), "folder": run_folder_name(c.name, seed, run_id)}
             for seed in experiment.config.seeds

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from muonlab.errors import InputError
-from muonlab.train.run_folder import RunFolder, read_json, write_json
+from muonlab.train.run_folder import REDO, RunFolder, format_row, parse_row, read_json, write_json
 from muonlab.train.settings import flat
 
-_PLAN = "experiment.json"
+_PLAN, _FAILURES = "experiment.json", "failures.jsonl"
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,17 @@ class RunRecord:
     result: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     run: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""  # of a damaged one
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
         return [row for row in self.rows if row.get("val_loss") is not None]
+
+    def value(self, metric: str) -> float | None:
+        """A metric of a finished run. Results from before train_loss stood in them are read from their last row."""
+        if metric not in self.result and metric == "train_loss":
+            return next((row["train_loss"] for row in reversed(self.rows) if row.get("train_loss") is not None), None)
+        return self.result.get(metric)
 
     def first_at(self, target: float) -> dict[str, Any] | None:
         """The first evaluation at or below `target`, None if there was none."""
@@ -52,17 +60,11 @@ def read_plan(directory: Path) -> dict[str, Any] | None:
 
 
 def write_plan(directory: Path, plan: dict[str, Any]) -> None:
-    """Writes experiment.json. What decides and was changed since an earlier sweep is kept in it, for the report to tell.
-
-    Raises InputError if the folder cannot be written or belongs to another experiment.
-    """
+    """Writes experiment.json, as `merged` makes it. Raises InputError if the folder cannot be written."""
     known = read_plan(directory)
-    if known is not None and known["name"] != plan["name"]:
-        raise InputError(f"{directory}: holds the experiment {known['name']!r}: choose another folder with --out")
-    if known is not None:
-        plan = {**plan, "machine": known["machine"], "changes": known["changes"] + _changes(known, plan)}
-        if plan == known:
-            return
+    plan = merged(directory, known, plan)
+    if plan == known:
+        return
     try:
         (directory / "runs").mkdir(parents=True, exist_ok=True)
         write_json(directory / _PLAN, plan)
@@ -70,11 +72,30 @@ def write_plan(directory: Path, plan: dict[str, Any]) -> None:
         raise InputError(f"{directory}: cannot be written: {error.strerror}; choose another folder with --out") from None
 
 
+def merged(directory: Path, known: dict[str, Any] | None, plan: dict[str, Any]) -> dict[str, Any]:
+    """`plan` on the machine of the earlier one; what decides and was changed since is kept in it, for the report to tell.
+
+    Raises InputError if the folder belongs to another experiment.
+    """
+    if known is None:
+        return plan
+    if known["name"] != plan["name"]:
+        raise InputError(f"{directory}: holds the experiment {known['name']!r}: choose another folder with --out")
+    return {**plan, "machine": known["machine"], "changes": known["changes"] + _changes(known, plan)}
+
+
 def _changes(known: dict[str, Any], plan: dict[str, Any]) -> list[dict[str, Any]]:
     today = datetime.now(UTC).date().isoformat()
     before, after = ({**p, "arms": [cell["name"] for cell in p["cells"]]} for p in (known, plan))
-    keys = ("metric", "target", "margin", "alpha", "baseline", "seeds", "arms")
-    found = [{"date": today, "key": k, "before": before[k], "after": after[k]} for k in keys if before[k] != after[k]]
+    keys = ("metric", "target", "margin", "alpha", "baseline", "seeds", "arms", "budget")
+    found = [
+        {"date": today, "key": k, "before": before.get(k), "after": after.get(k)}  # old plans lack the newer keys
+        for k in keys
+        if before.get(k) != after.get(k)
+    ]
+    further = [p.get("targets", [])[1:] for p in (before, after)]
+    if further[0] != further[1]:
+        found.append({"date": today, "key": "further targets", "before": further[0], "after": further[1]})
     old, new = ({cell["name"]: flat(cell["recipe"]) for cell in p["cells"]} for p in (known, plan))
     for name in old.keys() & new.keys():
         keys = sorted(k for k in {*old[name], *new[name]} if old[name].get(k) != new[name].get(k))
@@ -88,6 +109,11 @@ def load_sweep(directory: str | Path) -> Sweep:
     plan = read_plan(directory)
     if plan is None:
         raise InputError(f"{directory}: expected the folder of a sweep (with {_PLAN}); run `muonlab sweep EXPERIMENT` first")
+    return read_runs(directory, plan)
+
+
+def read_runs(directory: Path, plan: dict[str, Any]) -> Sweep:
+    """What a sweep's folder holds of a plan's runs, each folder read once."""
     return Sweep(plan, [_record(directory, planned) for planned in plan["runs"]])
 
 
@@ -95,12 +121,35 @@ def _record(directory: Path, planned: dict[str, Any]) -> RunRecord:
     folder = RunFolder(directory / "runs" / planned["folder"])
     about = (planned["cell"], planned["seed"], planned["folder"])
     try:
-        run, result = folder.run(), folder.result()
-    except InputError:
-        return RunRecord(*about, status="damaged")
+        run = folder.run()
+        result = folder.result() if folder.result_file.exists() or run is None else None
+        rows = [] if run is None else folder.rows()
+    except InputError as error:
+        return RunRecord(*about, status="damaged", problem=str(error))
+    except OSError as error:
+        return RunRecord(*about, status="damaged", problem=f"{folder.path}: cannot be read: {error.strerror}")
     if run is None:
         return RunRecord(*about, status="missing")
-    rows = folder.rows()
-    if run["id"] != planned["id"] or (result is not None and len(rows) != result.get("rows")):
-        return RunRecord(*about, status="damaged")  # another run's folder, or metrics that are not whole
+    if run["id"] != planned["id"]:
+        return RunRecord(*about, status="damaged", problem=f"{folder.path}: holds another run ({run['id']}); {REDO}")
+    if result is not None and len(rows) != result.get("rows"):
+        counted = f"{len(rows)} whole rows of {result.get('rows')} in metrics.jsonl"
+        return RunRecord(*about, status="damaged", problem=f"{folder.path}: damaged ({counted}); {REDO}")
     return RunRecord(*about, status=result["status"] if result else "unfinished", result=result or {}, rows=rows, run=run)
+
+
+def note_failure(directory: Path, folder: str, message: str) -> None:
+    """Remembers why a run failed, for the audit; the run itself is left as it is."""
+    row = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "folder": folder, "message": message}
+    # a full disk is why it failed, maybe: the message was printed too
+    with contextlib.suppress(OSError), open(directory / _FAILURES, "a", encoding="utf-8") as file:
+        file.write(format_row(row))
+
+
+def failures(directory: Path) -> dict[str, str]:
+    """Run folder -> why its run last failed."""
+    try:
+        lines = (directory / _FAILURES).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    return {row["folder"]: row["message"] for row in map(parse_row, lines) if row is not None}

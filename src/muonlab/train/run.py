@@ -184,6 +184,7 @@ class _Session:
             "tokens": self.trainer.step * self.trainer.recipe.tokens_per_step,
             "seconds": self.seconds,
             "val_loss": losses[-1] if finished else None,
+            "train_loss": self.train_loss if finished else None,
             "best_val_loss": min(losses, default=None),
             "weights_sha256": checkpoints.weights_sha256(self.trainer.model),
             **self._skipped(),

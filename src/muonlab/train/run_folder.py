@@ -10,6 +10,7 @@ This module needs no torch: reports read folders with it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -22,7 +23,11 @@ from typing import Any
 from muonlab.errors import InputError
 
 ENDED = ("finished", "diverged")  # how a run can end; anything else goes on
-_REDO = "delete the run's folder to redo it"
+REDO = "delete the run's folder to redo it"
+
+
+class Locked(InputError):
+    """Another process holds the folder."""
 
 
 class RunFolder:
@@ -33,14 +38,14 @@ class RunFolder:
 
     def run(self) -> dict[str, Any] | None:
         """run.json, None if there is none. Raises InputError if it is damaged."""
-        return read_json(self.run_file, _REDO)
+        return read_json(self.run_file, REDO)
 
     def result(self) -> dict[str, Any] | None:
         """result.json, None if there is none. Raises InputError if it is damaged or another run's."""
-        result = read_json(self.result_file, _REDO)
+        result = read_json(self.result_file, REDO)
         run = self.run()
         if result is not None and (run is None or run["id"] != result["id"] or result["status"] not in ENDED):
-            raise InputError(f"{self.result_file}: damaged (it is not this run's result); {_REDO}")
+            raise InputError(f"{self.result_file}: damaged (it is not this run's result); {REDO}")
         return result
 
     def rows(self) -> list[dict[str, Any]]:
@@ -71,14 +76,20 @@ class RunFolder:
         """Refuses a second process on this run. The lock ends with its process, however that ends."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "w")  # noqa: SIM115 (held until the with below ends)
+            file = open(self.path / ".lock", "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (held until the with below ends)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written: {error.strerror}; choose another folder with --out") from None
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(f"{self.path}: another process is working on this run") from None
+                file.seek(0)
+                holder = file.read(20).strip()
+                known = f" (number {holder})" if holder.isdigit() else ""
+                raise Locked(f"{self.path}: another process{known} is working here; wait for it, or stop it") from None
+            with contextlib.suppress(OSError):  # the number is only for the message above: a full disk leaves it out
+                os.ftruncate(file.fileno(), 0)
+                os.write(file.fileno(), str(os.getpid()).encode())
             yield
 
 

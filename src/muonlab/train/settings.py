@@ -53,11 +53,21 @@ def _value(text: str) -> Any:
     return parsed["value"] if len(parsed) == 1 else text
 
 
+_OF_PATTERNS = ("lr_mul", "wd_mul", "roles")  # tables whose keys are patterns, dots and all
+
+
+def key_parts(key: str) -> list[str]:
+    """ "a.b" -> ["a", "b"]; what stands below a table of patterns is one part."""
+    parts = key.split(".")
+    ends = [i for i, part in enumerate(parts) if part in _OF_PATTERNS and i + 1 < len(parts)]
+    return [*parts[: ends[0] + 1], ".".join(parts[ends[0] + 1 :])] if ends else parts
+
+
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """{"a.b": 1} -> {"a": {"b": 1}}."""
     result: dict[str, Any] = {}
     for key, value in flat.items():
-        for part in reversed(key.split(".")):
+        for part in reversed(key_parts(key)):
             value = {part: value}
         result = merge(result, value)
     return result
