@@ -1,5 +1,5 @@
 """Vega-Lite definitions to PNG and SVG, and the libraries for a page, in processes of their own: vl-convert holds the interpreter's
-lock while it works, and its time is most of a report's."""
+lock while it works, and its time is most of a report's. This file is such a process's program: it imports nothing of muonlab."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def render(pictures: list[Picture], version: str) -> str:
 
 def _start(share: dict[str, Any]) -> subprocess.Popen[bytes]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, "-m", __name__], **pipes)  # pyright: ignore
+    process = subprocess.Popen([sys.executable, "-P", __file__], **pipes)  # pyright: ignore
     assert process.stdin is not None
     process.stdin.write(json.dumps(share).encode())
     process.stdin.close()

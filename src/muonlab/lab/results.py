@@ -123,11 +123,8 @@ class Results:
 
 
 def value_of(run: RunRecord, metric: str) -> float | None:
-    """A run's metric: as its result says, or for the training loss what was logged last. None where it has none or it is not
-    finite."""
-    value = run.result.get(metric)
-    if value is None and metric == "train_loss":
-        value = next((row["train_loss"] for row in reversed(run.rows) if row.get("train_loss") is not None), None)
+    """A run's metric, None where it has none or it is not finite."""
+    value = run.value(metric)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 

@@ -48,6 +48,7 @@ def _interval(name: str, summary: stats.Summary) -> dict[str, Any]:
 
 def _dots(results: Results, rows: list[dict[str, Any]], intervals: list[dict[str, Any]], title: str, digits: str) -> alt.LayerChart:
     names = [arm.name for arm in results.arms if any(row["arm"] == arm.name for row in rows)]
+    rows = [{key: row[key] for key in ("arm", "seed", "value")} for row in rows]
     y = arm_rows(names)
     x: dict[str, Any] = {"scale": alt.Scale(zero=False, nice=True), "title": title, "axis": few_ticks()}
     many = len(names) > 10
