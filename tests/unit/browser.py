@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ FLAGS = [
     "--remote-debugging-pipe",
     "--disable-dev-shm-usage",
 ]
+# The browser expects 3 and 4, numbers that may be taken in this process: a program in between moves the pipes there.
+_MOVE = (
+    "import fcntl, os, sys; a, b = (fcntl.fcntl(int(n), fcntl.F_DUPFD, 50) for n in sys.argv[1:3]); "
+    "os.dup2(a, 3); os.dup2(b, 4); os.execv(sys.argv[3], sys.argv[3:])"
+)
 PATIENCE = 90.0  # seconds for one answer: the machine may be busy
 
 
@@ -40,8 +46,7 @@ class Browser:
     def __init__(self, binary: str, profile: Path) -> None:
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
-        # The browser expects 3 and 4: a shell moves the pipes there, since these numbers may be taken in this process.
-        line = ["sh", "-c", f'exec 3<&{theirs_in} 4>&{theirs_out} && exec "$@"', "sh", binary]
+        line = [sys.executable, "-c", _MOVE, str(theirs_in), str(theirs_out), binary]
         self._process = subprocess.Popen(
             [*line, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(theirs_in, theirs_out),

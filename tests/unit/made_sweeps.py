@@ -25,9 +25,13 @@ PROVENANCE = {
 }
 
 
-def cell(name: str, *, arm: str | None = None, swept: dict[str, Any] | None = None, **recipe: Any) -> dict[str, Any]:
+def cell(name: str, /, *, arm: str | None = None, swept: dict[str, Any] | None = None, **recipe: Any) -> dict[str, Any]:
     """Of a plan. recipe: dotted keys, with _ for each dot's place: lr=…, decay=… under `optimizer`."""
-    settings = {"optimizer.name": "muon", **{f"optimizer.{key}": value for key, value in recipe.items()}, **(swept or {})}
+    settings: dict[str, Any] = {
+        "optimizer.name": "muon",
+        **{f"optimizer.{key}": value for key, value in recipe.items()},
+        **(swept or {}),
+    }
     return {"name": name, "arm": arm or name, "swept": swept or {}, "recipe": nested({**settings, "train.steps": 300})}
 
 
