@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from muonlab.cli.app import Device, Json, Profile, Set, app, positive, say, show
+from muonlab.errors import InputError
 
 if TYPE_CHECKING:
     from muonlab.lab.probe import Estimate
@@ -33,8 +34,10 @@ def sweep(
 
     Parameters
     ----------
-    experiment: An experiment file, such as experiments/quickstart.toml.
-    out: Folder of the sweep. Default: runs/EXPERIMENT.
+    experiment:
+        An experiment file, such as experiments/quickstart.toml.
+    out:
+        Folder of the sweep. Default: runs/EXPERIMENT.
     """
     from muonlab.cli.progress import SweepDisplay
     from muonlab.lab.experiment import load_experiment
@@ -72,8 +75,10 @@ def race(
 
     Parameters
     ----------
-    experiment: An experiment file with a baseline, such as experiments/quickstart.toml.
-    out: Folder of the race. Default: runs/EXPERIMENT-race.
+    experiment:
+        An experiment file with a baseline, such as experiments/quickstart.toml.
+    out:
+        Folder of the race. Default: runs/EXPERIMENT-race.
     """
     from muonlab.cli.progress import SweepDisplay
     from muonlab.lab.experiment import load_experiment
@@ -124,8 +129,10 @@ def search(
 
     Parameters
     ----------
-    search: A search file: an experiment with `space` and `trials` in place of grids.
-    out: Folder of the search. Default: runs/SEARCH.
+    search:
+        A search file: an experiment with `space` and `trials` in place of grids.
+    out:
+        Folder of the search. Default: runs/SEARCH.
     """
     from muonlab.cli.progress import SweepDisplay
     from muonlab.lab.search import load_search, run_search
@@ -145,23 +152,64 @@ def search(
 
 
 @app.command
-def report(directory: Path, *, out: Path | None = None, json: Json = False) -> None:
-    """Write the report of a sweep, finished or not: report.html, report.md, PNGs, results.json.
+def report(
+    directory: Path,
+    *,
+    out: Path | None = None,
+    baseline: str | None = None,
+    target: float | None = None,
+    margin: float | None = None,
+    metric: str | None = None,
+    svg: Annotated[bool, Parameter(negative=())] = False,
+    curves: Annotated[bool, Parameter(negative=())] = False,
+    parquet: Annotated[bool, Parameter(negative=())] = False,
+    json: Json = False,
+) -> None:
+    """Write the report of a sweep or of collected runs, finished or not: report.html, report.md, PNGs, results.json, runs.csv.
 
     Parameters
     ----------
-    directory: Folder of a sweep, such as runs/quickstart.
-    out: Where to write. Default: DIRECTORY/report.
+    directory:
+        Folder of a sweep, such as runs/quickstart, or of runs that were imported or logged.
+    out:
+        Where to write. Default: DIRECTORY/report.
+    baseline:
+        Of collected runs: the arm that the others are compared with. A sweep's experiment says its own.
+    target:
+        Of collected runs: a validation loss whose first crossing is timed.
+    margin:
+        Of collected runs: differences below this do not matter.
+    metric:
+        Of collected runs: val_loss (default), best_val_loss, train_loss or seconds.
+    svg:
+        Write each chart as SVG too.
+    curves:
+        Write every logged row as curves.csv too.
+    parquet:
+        Write the tables as Parquet too.
     """
-    _report(directory, out, json)
+    options = {"baseline": baseline, "target": target, "margin": margin, "metric": metric}
+    given = {name: value for name, value in options.items() if value is not None}
+    _report(directory, out, json, given, svg=svg, curves=curves, parquet=parquet)
 
 
-def _report(directory: Path, out: Path | None, as_json: bool) -> None:
+def _report(directory: Path, out: Path | None, as_json: bool, options: dict[str, Any] | None = None, **files: bool) -> None:
     from muonlab.cli.progress import print_results
     from muonlab.lab.report import as_json as figures
     from muonlab.lab.report import write_report
+    from muonlab.lab.store import load_sweep, read_plan
 
-    page, results = write_report(directory, out)
+    options = options or {}
+    if read_plan(directory) is None and any(directory.glob("*/run.json")):
+        from muonlab.lab.collection import collect
+
+        sweep = collect(directory, **options)
+    else:
+        sweep = load_sweep(directory)
+        if options:
+            flags = ", ".join(f"--{name}" for name in options)
+            raise InputError(f"{flags}: the experiment of {directory} decides this: change it in its file, and sweep again")
+    page, results = write_report(directory, out, sweep=sweep, **files)
     if as_json:
         print(json.dumps({"report": str(page), **figures(results)}, indent=1))
     else:

@@ -210,5 +210,5 @@ def print_results(results: Results) -> None:
         shown.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
     console.print(shown)
     console.print()
-    for sentence in [*answer(results), *notes(results)]:
+    for sentence in [*answer(results), *results.audit, *notes(results)]:
         console.print(sentence, markup=False, soft_wrap=True)

@@ -28,9 +28,12 @@ def train(
 
     Parameters
     ----------
-    recipe: A recipe file, such as recipes/quickstart.toml.
-    seed: Decides initial weights and data order.
-    out: Folder of the run. Default: runs/RECIPE-ID.
+    recipe:
+        A recipe file, such as recipes/quickstart.toml.
+    seed:
+        Decides initial weights and data order.
+    out:
+        Folder of the run. Default: runs/RECIPE-ID.
     """
     from muonlab.cli.progress import RunDisplay
     from muonlab.train.recipe import load_recipe
@@ -65,7 +68,8 @@ def plan(recipe: Path, *, set: Set = None, json: Json = False) -> None:
 
     Parameters
     ----------
-    recipe: A recipe file.
+    recipe:
+        A recipe file.
     """
     import torch
 
@@ -94,7 +98,8 @@ def optimizers(pattern: str = "*", *, json: Json = False) -> None:
 
     Parameters
     ----------
-    pattern: Shell pattern on the name, such as "norm*".
+    pattern:
+        Shell pattern on the name, such as "norm*".
     """
     from muonlab.optim.variants import optimizers as names
     from muonlab.optim.variants import variant
@@ -126,7 +131,8 @@ def schema(kind: Literal["recipe", "experiment"]) -> None:
 
     Parameters
     ----------
-    kind: recipe or experiment.
+    kind:
+        recipe or experiment.
     """
     from muonlab.lab.experiment import ExperimentConfig
     from muonlab.train.recipe import Recipe

@@ -1,0 +1,31 @@
+"""Charts: one Vega-Lite definition each, for PNG, SVG and the interactive page alike. Plain rows in, no torch."""
+
+from __future__ import annotations
+
+from muonlab.lab.charts.arms import differences, finals, ranked, train_times
+from muonlab.lab.charts.designs import effects, sweep
+from muonlab.lab.charts.losses import curves, multiples
+from muonlab.lab.charts.style import VEGA_LITE, Chart, theme
+from muonlab.lab.results import Results
+
+__all__ = ["NAMES", "VEGA_LITE", "Chart", "charts", "theme"]
+
+NAMES = (
+    "loss-by-step",
+    "loss-by-tokens",
+    "loss-by-seconds",
+    "sweep",
+    "effects",
+    "final-loss",
+    "difference",
+    "ranked",
+    "train-time",
+    "all-curves",
+)
+
+
+def charts(results: Results) -> list[Chart]:
+    """The charts that a sweep's figures allow, in the order of NAMES."""
+    found = [curves(results, clock) for clock in ("step", "tokens", "seconds")]
+    found += [make(results) for make in (sweep, effects, finals, differences, ranked, train_times, multiples)]
+    return [chart for chart in found if chart is not None]

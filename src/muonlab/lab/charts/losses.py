@@ -1,0 +1,184 @@
+"""Loss curves: means with bands, and every run's own in small charts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+
+from muonlab.lab.charts.style import COLORS, DASHES, GREY, HEIGHT, RED, Chart, by_value, color, data, shown, tooltips, value_color
+from muonlab.lab.curves import MEAN_POINTS, RUN_POINTS, loss_key, mean_curves, run_curves, strays, was_thinned
+from muonlab.lab.results import Results
+from muonlab.lab.targets import targets_of
+
+_TITLES = {"step": "optimizer steps", "tokens": "training tokens", "seconds": "training time (seconds)"}
+_LOSSES = {"val_loss": "validation loss", "train_loss": "training loss"}
+_PANELS = 60
+_BEST = 6  # arms that have a colour beside the baseline, where there are too many for all
+
+
+def curves(results: Results, clock: str) -> Chart | None:
+    """Mean loss of each arm by steps, tokens or seconds; None where runs lack the clock, or tokens tell what steps tell."""
+    key = loss_key(results.runs)
+    rows = [row for row in mean_curves([arm.name for arm in results.arms], results.runs, key) if clock in row]
+    if len({row[clock] for row in rows}) < 2 or (clock == "tokens" and _proportional(rows)):
+        return None
+    low, high, cut = _zoom(rows)
+    numbers = by_value(results)
+    if numbers is not None:
+        rows = [{**row, "swept": numbers[row["arm"]]} for row in rows]
+    x = alt.X(f"{clock}:Q", title=_TITLES[clock], axis=alt.Axis(grid=False, tickCount=6))
+    y_title = f"{_LOSSES[key]} (nats per token)"
+    scale = alt.Scale(zero=False, domain=[low, high], nice=True)
+    base = data(rows).encode(x=x, color=color(results, legend=True) if numbers is None else value_color(results))
+    band = base.mark_area(opacity=0.22, clip=True).encode(y=alt.Y("low:Q", title=y_title, scale=scale), y2="high:Q")
+    few = len({row[clock] for row in rows}) <= 30
+    line = base.mark_line(strokeWidth=2, clip=True, point=alt.OverlayMarkDef(size=22, clip=True) if few else False)
+    line = line.encode(
+        y=alt.Y("mean:Q", title=y_title, scale=scale),
+        tooltip=tooltips(
+            ("arm:N", "arm", ""),
+            (f"{clock}:Q", clock, ".4~g"),
+            ("mean:Q", "mean loss", ".4f"),
+            ("low:Q", "lowest seed", ".4f"),
+            ("high:Q", "highest seed", ".4f"),
+        ),
+    )
+    line = line.encode(**_dashes(results), **({"detail": "arm:N"} if numbers is not None else {}))
+    layers = [band, line] if len(results.arms) <= len(COLORS) else [line]
+    loose = [row for row in run_curves(strays(results.runs), key) if clock in row]
+    if loose:
+        thin = data([row | ({"swept": numbers[row["arm"]]} if numbers is not None else {}) for row in loose])
+        thin = thin.mark_line(strokeWidth=0.9, opacity=0.7, clip=True)
+        layers.append(
+            thin.encode(
+                x=x,
+                y=alt.Y("loss:Q", title=y_title, scale=scale),
+                color=color(results, legend=True) if numbers is None else value_color(results),
+                detail="seed:N",
+                tooltip=tooltips(
+                    ("arm:N", "arm", ""), ("seed:N", "seed", ""), ("status:N", "status", ""), ("loss:Q", "loss", ".4f")
+                ),
+            )
+        )
+    for target in targets_of(results.plan) if key == "val_loss" else []:
+        if low <= target <= high:
+            goal = data([{"y": target, "label": f"target {target:g}"}])
+            layers.append(goal.mark_rule(strokeDash=[4, 4], opacity=0.7).encode(y="y:Q"))
+            text = goal.mark_text(align="left", baseline="bottom", dx=4, dy=-3)
+            layers.append(text.encode(y="y:Q", text="label:N", x=alt.value(0)))
+    by = {"step": "step", "tokens": "tokens", "seconds": "training time"}[clock]
+    apart = ["Thin lines: runs that diverged or have not ended, not in the mean."] if loose else []
+    caption = " ".join([_who(results, rows), *apart, *_cuts(results, key, cut)])
+    title = f"{_LOSSES[key].capitalize()} by {by}"
+    return Chart(f"loss-by-{clock}", title, caption, alt.layer(*layers).properties(height=HEIGHT))
+
+
+def _proportional(rows: list[dict[str, Any]]) -> bool:
+    ratios = [row["tokens"] / row["step"] for row in rows if row["step"]]
+    return not ratios or max(ratios) - min(ratios) < 1e-3 * max(ratios)
+
+
+def _zoom(rows: list[dict[str, Any]]) -> tuple[float, float, bool]:
+    """Lowest and highest loss to draw, and whether something lies above: a run falls from far too high at first, and a diverged one
+    may rise without end; both would press flat what is to be compared, the more so the closer the arms end together."""
+    last = max(row["step"] for row in rows)
+    top = max(row["mean"] for row in rows)
+    bottom = min(row["low"] for row in rows)
+    ends = _usual({row["arm"]: row["mean"] for row in rows if row["step"] >= 0.9 * last}, bottom)
+    spread = max(ends, default=top) - bottom
+    high = top
+    for share in (0.1, 0.2, 0.35):
+        late: dict[str, float] = {}
+        for row in rows:
+            if row["step"] >= share * last:
+                late.setdefault(row["arm"], row["high"])
+        high = max(_usual(late, bottom), default=top)
+        if spread >= 0.15 * (high - bottom):
+            break
+    high = min(top, high + 0.05 * (high - bottom))
+    return bottom, (high if high > bottom else bottom + 1e-3), top > high
+
+
+def _usual(losses: dict[str, float], bottom: float) -> list[float]:
+    """Without those that have gone astray."""
+    middle = sorted(losses.values())[len(losses) // 2] if losses else 0.0
+    return [loss for loss in losses.values() if loss - bottom <= 3 * (middle - bottom)]
+
+
+def _dashes(results: Results) -> dict[str, Any]:
+    """Dashes tell lines apart without colours; the grey ones need none, and more than eight arms only the colours."""
+    names = [arm.name for arm in results.arms]
+    if len(names) > len(COLORS) or len(names) < 2:
+        return {}
+    scale = alt.Scale(domain=names, range=[DASHES[i % len(DASHES)] for i in range(len(names))])
+    return {"strokeDash": alt.StrokeDash("arm:N", scale=scale)}
+
+
+def _who(results: Results, rows: list[dict[str, Any]]) -> str:
+    fewest, most = (function(row["seeds"] for row in rows) for function in (min, max))
+    count = str(most) if fewest == most else f"{fewest} to {most}"
+    text = "One run an arm." if most == 1 else f"Mean over {count} seeds"
+    if by_value(results) is not None:
+        return f"{text.rstrip('.')}; the colour is the swept value."
+    if len(results.arms) > len(COLORS):
+        others = sum(own == GREY for own in shown(results).values())
+        best = f"the baseline and the best {_BEST}" if results.baseline else f"the best {_BEST + 1}"
+        return f"{text.rstrip('.')}; coloured: {best}; the other {others} are grey."
+    return text if most == 1 else f"{text}; the band reaches from the lowest to the highest seed."
+
+
+def _cuts(results: Results, key: str, cut: bool) -> list[str]:
+    found = ["Losses above the axis are cut off."] if cut else []
+    if was_thinned(results.runs, key, MEAN_POINTS):
+        found.append(f"Drawn from {MEAN_POINTS} points an arm; the tables use all of them.")
+    return found
+
+
+def multiples(results: Results) -> Chart | None:
+    """One small chart an arm with each of its runs; the grey line is the baseline's mean (or the mean of all arms)."""
+    key = loss_key(results.runs)
+    rows = [{k: v for k, v in row.items() if k not in ("tokens", "seconds")} for row in run_curves(results.runs, key)]
+    means = mean_curves([arm.name for arm in results.arms], results.runs, key)
+    names = [name for name in (arm.name for arm in results.arms) if any(row["arm"] == name for row in rows)]
+    if len(names) < 2 or len({row["step"] for row in rows}) < 2:
+        return None
+    left_out = len(names) - _PANELS
+    names = names[:_PANELS]
+    low, high, cut = _zoom(means)
+    reference = [row for row in means if row["arm"] == results.plan["baseline"]]
+    # Each panel needs the reference's rows as its own: a facet splits its data by arm.
+    every = max(1, len(reference) // RUN_POINTS)
+    shadow = [{"arm": n, "step": r["step"], "loss": r["mean"], "status": "baseline"} for n in names for r in reference[::every]]
+    rows = [row for row in rows if row["arm"] in names]
+    used = [s for s in ("finished", "diverged", "unfinished", "damaged") if any(row["status"] == s for row in rows)]
+    palette = {"finished": COLORS[0], "diverged": RED, "unfinished": COLORS[4], "damaged": GREY}
+    scale = alt.Scale(domain=used, range=[palette[s] for s in used])
+    y = alt.Y("loss:Q", title=None, scale=alt.Scale(zero=False, domain=[low, high], nice=True), axis=alt.Axis(tickCount=4))
+    x = alt.X("step:Q", title=None, axis=alt.Axis(tickCount=3, grid=False, format="~s"))
+    lines = alt.Chart().transform_filter("datum.status != 'baseline'").mark_line(strokeWidth=1.2, opacity=0.75, clip=True)
+    lines = lines.encode(
+        x=x,
+        y=y,
+        detail="seed:N",
+        color=alt.Color("status:N", scale=scale, legend=alt.Legend() if len(used) > 1 else None),
+        tooltip=tooltips(("arm:N", "arm", ""), ("seed:N", "seed", ""), ("step:Q", "step", ""), ("loss:Q", "loss", ".4f")),
+    )
+    layers: list[Any] = [lines]
+    if reference:
+        grey = (
+            alt.Chart()
+            .transform_filter("datum.status == 'baseline'")
+            .mark_line(strokeWidth=2.5, color=GREY, opacity=0.6, clip=True)
+        )
+        layers.insert(0, grey.encode(x=x, y=y))
+    small = alt.layer(*layers).properties(width=150, height=100)
+    header = alt.Header(title=None, labelLimit=150, labelFontWeight=600)
+    facet = alt.Facet("arm:N", sort=names, header=header)
+    chart = small.facet(facet=facet, columns=min(4, len(names)), data=alt.InlineData(values=[*shadow, *rows]), spacing=14)
+    caption = f"{_LOSSES[key].capitalize()} by step, one line a run."
+    caption += f" The thick grey line is the mean of {results.plan['baseline']}." if reference else ""
+    caption += " Losses above the axis are cut off." if cut else ""
+    caption += f" Drawn from {RUN_POINTS} points a run." if was_thinned(results.runs, key, RUN_POINTS) else ""
+    caption += f" The first {_PANELS} arms of {_PANELS + left_out}." if left_out > 0 else ""
+    return Chart("all-curves", "Every run", caption, chart, panels=len(names))

@@ -1,0 +1,153 @@
+"""The report in sentences: the answer to the question, and what a reader must know before trusting the figures."""
+
+from __future__ import annotations
+
+from muonlab.lab.results import ArmResult, Results, number, value_of
+from muonlab.lab.store import RunRecord
+from muonlab.lab.targets import targets_of
+from muonlab.train.run_folder import ENDED
+
+_LISTED = 7  # arms whose verdicts are the answer; of more, the answer names groups
+_WORDS = {"better": "better than", "worse": "worse than", "equivalent": "equivalent to", "undecided": "undecided against"}
+
+
+def answer(results: Results) -> list[str]:
+    """The answer to the experiment's question: a sentence for each arm, computed from the runs."""
+    baseline = results.baseline
+    sentences = []
+    if results.is_grid:
+        for best in results.best():
+            where = ", ".join(f"{key} = {value}" for key, value in best.swept.items()) or "its one setting"
+            sentences.append(f"{best.arm}: best {where} (mean {mean(best)}, {best.finished} seeds)")
+        sentences = sentences or ["No arm has all of its runs yet."]
+    if baseline is None:
+        return sentences or [f"{arm.name}: mean {mean(arm)} over {arm.finished} of {arm.planned} runs" for arm in results.arms]
+    sentences += verdicts(results) if len(results.arms) <= _LISTED else _grouped(results, baseline)
+    return sentences or [f"{baseline.name}: mean {mean(baseline)} over {baseline.finished} of {baseline.planned} runs"]
+
+
+def verdicts(results: Results) -> list[str]:
+    """A sentence for each arm but the baseline, with its evidence."""
+    baseline = results.baseline
+    return [
+        f"{arm.name}: no finished run yet to compare with {baseline.name}."
+        if arm.verdict is None
+        else f"{arm.name} is {_WORDS[arm.verdict.word]} {baseline.name}: {arm.verdict.reason}."
+        for arm in results.arms
+        if baseline is not None and arm is not baseline
+    ]
+
+
+def _grouped(results: Results, baseline: ArmResult) -> list[str]:
+    """A sentence for each verdict: many arms would bury the answer."""
+    found = []
+    for word, than in _WORDS.items():
+        arms = [arm for arm in results.arms if arm.verdict is not None and arm.verdict.word == word]
+        ranked = sorted((arm for arm in arms if arm.comparison is not None), key=_difference)
+        told = [f"{arm.name} ({_difference(arm):+.4f})" for arm in ranked] + [arm.name for arm in arms if arm.comparison is None]
+        if told:
+            count = "1 arm is" if len(told) == 1 else f"{len(told)} arms are"
+            found.append(f"{count} {than} {baseline.name}: {', '.join(told)}.")
+    unseen = [arm.name for arm in results.arms if arm.verdict is None and arm is not baseline]
+    return found + ([f"No finished run yet of {', '.join(unseen)}."] if unseen else [])
+
+
+def _difference(arm: ArmResult) -> float:
+    assert arm.comparison is not None
+    return arm.comparison.difference
+
+
+def notes(results: Results) -> list[str]:
+    """Changes of mind, unequal budgets, misses, edges of grids, steps left out, whether seeds are pairs."""
+    found = [
+        f"Changed after a sweep, on {c['date']}: {c['key']} from {c['before']} to {c['after']}." for c in results.plan["changes"]
+    ]
+    found += _budgets(results)
+    found += _misses(results)
+    edges = [best.arm for best in results.best() if results.on_edge(best)]
+    found += [f"{arm}'s best value lies on the edge of its grid: the optimum may lie beyond." for arm in edges]
+    found += _without_metric(results)
+    found += _skipped(results)
+    found += _pairs(results)
+    if any(0 < arm.finished < 3 for arm in results.arms) and not results.is_grid:
+        found.append("Arms with fewer than three runs: intervals are wide and rest on the assumption of normal scatter.")
+    return found
+
+
+def mean(arm: ArmResult) -> str:
+    return number(arm.summary.mean if arm.summary else None)
+
+
+def _budgets(results: Results) -> list[str]:
+    """Whether arms had the same training. What breaks a declared budget is the audit's."""
+    used = {run.result.get("tokens") for run in results.runs if run.status == "finished"} - {None}
+    if len(used) > 1 and not results.plan.get("budget"):
+        return ["Arms are trained on different numbers of tokens: a lower loss may be the longer training's."]
+    return []
+
+
+def _misses(results: Results) -> list[str]:
+    """A sentence for each arm of which some runs did not reach the first target."""
+    found = []
+    for target in targets_of(results.plan)[:1]:
+        for arm in results.arms:
+            ended = arm.finished + arm.diverged
+            if arm.reached < ended:
+                lowest = number(min((loss for run in results.runs if (loss := _lowest(run, arm.name)) is not None), default=None))
+                how_many = f"by {arm.reached} of {ended} runs" if arm.reached else "by none of the runs"
+                found.append(
+                    f"Target {target:g} was reached {how_many} of {arm.name} (lowest loss {lowest}); a miss counts as the latest."
+                )
+    return found if len(found) <= 6 else [f"Target {targets_of(results.plan)[0]:g}: {len(found)} arms have runs that missed it."]
+
+
+def _lowest(run: RunRecord, cell: str) -> float | None:
+    return value_of(run, "best_val_loss") if run.cell == cell else None
+
+
+def _without_metric(results: Results) -> list[str]:
+    metric = results.plan["metric"]
+    lacking = [run for run in results.runs if run.status == "finished" and value_of(run, metric) is None]
+    if not lacking:
+        return []
+    which = ", ".join(dict.fromkeys(run.cell for run in lacking))
+    return [f"{len(lacking)} finished runs have no finite {metric} and count for nothing in the means: {which}."]
+
+
+def _skipped(results: Results) -> list[str]:
+    """Steps that the optimizer left out, because a gradient was not finite."""
+    found = []
+    for arm in results.arms:
+        counts = [
+            run.result["skipped"]
+            for run in results.runs
+            if run.cell == arm.name and run.status in ENDED and run.result.get("skipped")
+        ]
+        if counts:
+            found.append(
+                f"{arm.name}: {sum(counts)} steps were left out in {len(counts)} runs, for gradients that were not finite."
+            )
+    return found
+
+
+def _pairs(results: Results) -> list[str]:
+    """The measured correlation of runs that share a seed, and whether it is of use."""
+    paired = [arm for arm in results.arms if arm.pairing is not None and arm.pairing.correlation == arm.pairing.correlation]
+    if not paired or results.baseline is None:
+        return []
+    told = [f"{arm.name} r = {arm.pairing.correlation:.2f} ({arm.pairing.n} pairs)" for arm in paired if arm.pairing]
+    shared = f"Runs share seeds with {results.baseline.name}'s"
+    helps = [arm.name for arm in paired if arm.comparison is arm.pairing]
+    if not helps and max(arm.pairing.n for arm in paired if arm.pairing) < 5:
+        return [f"{shared}, too few to measure a correlation: they are compared as independent (Welch)."]
+    listed = ", ".join(told) if len(told) <= 4 else _range(paired)
+    if not helps:
+        verdict = "it does not help, so that runs are compared as independent (Welch)."
+    else:
+        verdict = f"it makes the interval shorter for {', '.join(helps)}, compared in pairs (paired t); Welch for the others."
+    return [f"{shared}. Measured correlation of the metric: {listed}; {verdict}"]
+
+
+def _range(paired: list[ArmResult]) -> str:
+    found = sorted(arm.pairing.correlation for arm in paired if arm.pairing)
+    return f"r from {found[0]:.2f} to {found[-1]:.2f} (median {found[len(found) // 2]:.2f}, {len(found)} arms)"
