@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from muonlab.lab.race import next_runs, standings
+from muonlab.lab.results import compute
 from muonlab.lab.store import RunRecord, Sweep
 
 
@@ -124,3 +125,17 @@ def test_false_claims_stay_below_alpha_and_a_real_gap_needs_fewer_runs(gap, arms
         assert claims / 400 <= 0.05 + 2 * (0.05 * 0.95 / 400) ** 0.5
     else:
         assert np.mean(seeds) <= 0.75 * 20  # of the 20 that a fixed number of runs would take
+
+
+def test_the_report_of_a_race_is_judged_by_the_race_alone():
+    """Ten pairs with p = 0.03 by Welch: a claim for one look, none for ten."""
+    base, arm = [0.0, 1, 2, 3, 4, 5, 6, 7, 8, 9], [4.8, 5.8, 6.8, 7.8, 8.8, 3.8, 4.8, 9.8, 11.8, 12.8]
+    sweep = planned(["arm"], seeds=10)
+    sweep.plan.update(race=True, name="e", metrics=[], target=None, targets=[], changes=[])
+    sweep.plan["cells"] = [{"name": n, "arm": n, "swept": {}, "recipe": {}} for n in ("base", "arm")]
+    sweep = Sweep(sweep.plan, [ended(r, {"base": base, "arm": arm}[r.cell][r.seed]) for r in sweep.runs])
+    alone = compute(Sweep({**sweep.plan, "race": False}, sweep.runs)).arms[1]
+    raced_arm = compute(sweep).arms[1]
+    assert alone.comparison == raced_arm.comparison
+    assert raced_arm.verdict == standings(sweep)["arm"].verdict
+    assert (alone.verdict.word, raced_arm.verdict.word) == ("worse", "undecided")

@@ -62,6 +62,11 @@ def notes(results: Results) -> list[str]:
     found = [
         f"Changed after a sweep, on {c['date']}: {c['key']} from {c['before']} to {c['after']}." for c in results.plan["changes"]
     ]
+    if results.plan.get("race"):
+        found.append(
+            "This was a race, looked at after every seed: the verdicts come from a test that allows it. Intervals and p-values in "
+            "the tables are those of single looks; they describe, and do not decide."
+        )
     found += _budgets(results)
     found += _misses(results)
     edges = [best.arm for best in results.best() if results.on_edge(best)]

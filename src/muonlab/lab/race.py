@@ -59,8 +59,9 @@ def _verdict(arm: list[Any], baseline: list[Any], *, alpha: float, margin: float
     low, high = stats.mean_sequence(differences, alpha=level)
     word = str(stats.words(low, high, margin))
     if word != "undecided":
-        found = f"difference {statistics.fmean(differences):+.4f}, {100 * (1 - level):.4g} % confidence sequence of pairs"
-        return Verdict(word, f"{found} {low:+.4f} to {high:+.4f}")
+        d = stats.decimals((high - low) / 2)
+        found = f"difference {statistics.fmean(differences):+.{d}f}, {100 * (1 - level):.4g} % confidence sequence of pairs"
+        return Verdict(word, f"{found} {low:+.{d}f} to {high:+.{d}f}")
     return stats.decide_now(arm, baseline, alpha=(1 - _PAIRS) * alpha, margin=margin, claims=claims)
 
 

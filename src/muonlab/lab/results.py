@@ -10,6 +10,7 @@ from typing import Any
 
 from muonlab.lab import stats
 from muonlab.lab.effects import Effects, Factor, factors_of, main_effects
+from muonlab.lab.race import standings
 from muonlab.lab.store import RunRecord, Sweep
 from muonlab.lab.targets import ToTarget, latest_of, targets_of, to_target
 from muonlab.train.run_folder import ENDED
@@ -194,12 +195,15 @@ def _judged(sweep: Sweep, arms: list[ArmResult]) -> list[ArmResult]:
     level = {"alpha": plan["alpha"], "margin": plan["margin"]}
     others = [arm for arm in arms if arm is not baseline and arm.values and baseline.values]
     pairs = {arm.name: _pairing(sweep, arm, baseline, **level) for arm in others}
+    raced = standings(sweep) if plan.get("race") else {}
     found: dict[str, stats.Comparison] = {}
     for arm in others:
         pair = pairs[arm.name]
-        whole = pair is not None and pair.helps and pair.n == len(arm.values) == len(baseline.values)
-        found[arm.name] = pair if pair is not None and whole else stats.compare(arm.values, baseline.values, **level)
-    verdicts = stats.judge(found, **level)
+        theirs = baseline.values[: raced[arm.name].seeds] if raced else baseline.values  # in a race the baseline runs on
+        whole = pair is not None and pair.helps and pair.n == len(arm.values) == len(theirs)
+        found[arm.name] = pair if pair is not None and whole else stats.compare(arm.values, theirs, **level)
+    # a race looked after every seed: only its own test may judge it
+    verdicts = {name: s.verdict for name, s in raced.items()} if raced else stats.judge(found, **level)
     return [
         arm
         if arm is baseline
