@@ -82,14 +82,11 @@ def start(folder: Path, out: str) -> subprocess.Popen[bytes]:
 
 
 def workers_of(pid: int) -> list[int]:
-    found = []
     try:
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
-                found.append(int(child))
-    except OSError:
-        pass  # ended meanwhile
-    return found
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+    except OSError:  # ended meanwhile
+        return []
 
 
 def disturbed(folder: Path, runs: int, kills: list[str], moments: random.Random) -> Tally:

@@ -29,8 +29,12 @@ from muonlab.streams import stream_seed
 from muonlab.train.recipe import Recipe
 from muonlab.train.settings import flat, merge, nested, read_toml, validated, with_overrides
 
+_MOST_SEEDS = 10_000  # a number beyond is a slip, and a list of it would fill the memory
+
 
 def _counted(value: Any) -> Any:
+    if isinstance(value, int) and value > _MOST_SEEDS:
+        raise ValueError(f"expected at most {_MOST_SEEDS} seeds, or a list of them in brackets, got {value}")
     return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

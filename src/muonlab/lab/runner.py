@@ -68,7 +68,8 @@ def workers_and_machine(experiment: Experiment, workers: int | None, device: str
 
 def check_data(experiment: Experiment, known: Sweep | None) -> dict[DataConfig, int]:
     """Loads each corpus once and fits it to each recipe: what every run would stumble over is said once, before all runs. Runs
-    on different versions of a corpus cannot be compared: raises InputError if one has changed since the first of `known`. Returns the size of each corpus's vocabulary."""
+    on different versions of a corpus cannot be compared: raises InputError if one has changed since the first of `known`.
+    Returns the size of each corpus's vocabulary."""
     corpora: dict[DataConfig, Corpus] = {}
     for cell in experiment.cells:
         data = cell.recipe.data
