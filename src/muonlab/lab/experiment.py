@@ -181,6 +181,10 @@ def load_experiment(path: str | Path, overrides: tuple[str, ...] = (), *, above:
             problems.append(f"--set {clash}: arm {arm!r} sets this key itself; change it in {path}")
         if clash := overlap(grid.keys(), list(flat(changes))):
             problems.append(f"{path}: arm {arm!r} both sets and sweeps {clash}")
+        if unknown := [key for key in changes if key not in Recipe.model_fields]:
+            known = [*Recipe.model_fields, "grid", "zip"]
+            problems += [f"{path}: arm {arm!r}: {key}: unknown key; {did_you_mean(key, known)}" for key in unknown]
+            continue
         for swept in grid.points():
             name = point_name(arm, swept)
             if any(cell.name == name for cell in cells):
