@@ -85,8 +85,8 @@ def workers_of(pid: int) -> list[int]:
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
-    except OSError:
-        return []  # it ended meanwhile
+    except OSError:  # ended meanwhile
+        return []
 
 
 def disturbed(folder: Path, runs: int, kills: list[str], moments: random.Random) -> Tally:

@@ -29,6 +29,7 @@ space.optimizer.lr = { low = 0.001, high = 0.1, log = true }
 space.optimizer.weight_decay = [0.0, 0.1]
 space.train.log_every = { low = 1, high = 3 }
 """
+RATE = "space.optimizer.lr = { low = 1e-4, high = 1e-1, log = true }"
 MACHINE = {"device": "cpu", "threads": 1, "bf16_fast": False}
 
 
@@ -156,12 +157,8 @@ def test_the_seeds_of_a_search_may_not_confirm_it(workdir):
         ("trials = 6", "trials = 0", "trials: expected greater than 0"),
         ("trials = 6", "trails = 6", "trails: unknown key; did you mean 'trials'"),
         ('[arms.muon]\n', '[arms.muon]\noptimizer.lr = 0.1\n', "arm 'muon' both sets and searches optimizer.lr"),
-        ("space.optimizer.lr = { low = 1e-4, high = 1e-1, log = true }", "", "arms.adamw: expected a space such as"),
-        (
-            "space.optimizer.lr = { low = 1e-4, high = 1e-1, log = true }",
-            "space = 3",
-            "arms.adamw.space: expected a table of keys, got 3",
-        ),
+        (RATE, "", "arms.adamw: expected a space such as"),
+        (RATE, "space = 3", "arms.adamw.space: expected a table of keys, got 3"),
         ("tiny.toml", "tny.toml", "base: tny.toml: no such file; did you mean 'tiny.toml'"),
     ],
 )  # fmt: skip

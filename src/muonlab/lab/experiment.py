@@ -29,8 +29,12 @@ from muonlab.streams import stream_seed
 from muonlab.train.recipe import Recipe
 from muonlab.train.settings import flat, merge, nested, read_toml, validated, with_overrides
 
+_MOST_SEEDS = 10_000  # a number beyond is a slip, and a list of it would fill the memory
+
 
 def _counted(value: Any) -> Any:
+    if isinstance(value, int) and value > _MOST_SEEDS:
+        raise ValueError(f"expected at most {_MOST_SEEDS} seeds, or a list of them in brackets, got {value}")
     return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -183,6 +187,10 @@ def load_experiment(
             problems.append(f"--set {clash}: arm {arm!r} sets this key itself; change it in {path}")
         if clash := overlap(grid.keys(), list(flat(changes))):
             problems.append(f"{path}: arm {arm!r} both sets and sweeps {clash}")
+        if unknown := [key for key in changes if key not in Recipe.model_fields]:
+            known = [*Recipe.model_fields, "grid", "zip"]
+            problems += [f"{path}: arm {arm!r}: {key}: unknown key; {did_you_mean(key, known)}" for key in unknown]
+            continue
         for swept in grid.points():
             name = point_name(arm, swept)
             if any(cell.name == name for cell in cells):
