@@ -97,7 +97,8 @@ def _partition(levels: list[str]) -> tuple[int, ...]:
 
 def _factor(cells: list[dict[str, Any]], recipes: dict[str, dict[str, Any]], keys: list[str], by_arm: bool) -> Factor:
     swept = [key for key in keys if any(key in cell["swept"] for cell in cells)]
-    if by_arm and len(keys) > 1 and not swept:
+    by_name = any(isinstance(recipes[cell["name"]].get(key), list | dict) for key in keys for cell in cells)
+    if by_arm and not swept and (len(keys) > 1 or by_name):
         return Factor("arm", tuple(keys), {cell["name"]: cell["arm"] for cell in cells})
     key = (swept or keys)[0]
     return Factor(key, tuple(keys), {cell["name"]: _level(recipes[cell["name"]].get(key)) for cell in cells})
@@ -107,13 +108,18 @@ def _level(value: Any) -> Any:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
+_SHOWN = 0.01  # level at which seeds must be shown to shift all cells alike before they are taken for blocks
+
+
 def main_effects(
-    factors: list[Factor], values: dict[str, list[float]], *, alpha: float, baseline: str | None = None
+    factors: list[Factor], values: dict[str, list[float]], *, alpha: float, baseline: str | None = None, shared_seeds: bool = False
 ) -> Effects | None:
     """Level means over equally weighted cells, with intervals from the scatter of seeds within cells (pooled), or where cells have
     one run each from what main effects leave unexplained. The reference of a factor is the baseline's level, else its first.
 
-    None where a cell has no value yet, or there is nothing to estimate chance from.
+    shared_seeds: the i-th value of every cell has the same seed. Where the seeds are then shown to shift all cells alike, they are
+    blocks: what they shift is no chance for a difference between cells. None where a cell has no value yet, or there is nothing to
+    estimate chance from.
     """
     cells = list(factors[0].levels)
     if any(not values[cell] for cell in cells):
@@ -128,17 +134,36 @@ def main_effects(
         within, freedom = _residual(additive, y), len(y) - additive.shape[1]
     if freedom <= 0 or within <= 0:
         return None
-    variance = within / freedom
-    rows = [row for factor in factors for row in _levels(factor, values, variance, freedom, alpha, baseline)]
+    own = variance = within / freedom
+    error = "seeds within cells" if pooled else "what the main effects leave unexplained"
+    if shared_seeds and pooled and (blocked := _blocked(np.array([values[cell] for cell in cells]))) is not None:
+        variance, freedom, shifts = blocked
+        y, error = y - np.tile(shifts, len(cells)), "seeds within cells, less what a seed shifts in all cells alike"
+    rows = [row for factor in factors for row in _levels(factor, values, own, variance, freedom, alpha, baseline)]
     adjusted = iter(stats.holm([row.p for row in rows if row.p is not None]))
     rows = [row if row.p is None else Effect(**{**row.__dict__, "p": next(adjusted)}) for row in rows]
     interactions = _interactions(factors, where, additive, y, variance, freedom) if pooled else []
-    return Effects(rows, interactions, "seeds within cells" if pooled else "what the main effects leave unexplained")
+    return Effects(rows, interactions, error)
+
+
+def _blocked(table: np.ndarray) -> tuple[float, int, np.ndarray] | None:
+    """Of cells × seeds: variance and its degrees of freedom once the seeds' shifts are taken out, and these shifts. None where
+    the seeds are not shown to shift anything (two-way analysis of variance)."""
+    cells, seeds = table.shape
+    shifts = table.mean(axis=0) - table.mean()
+    left = table - table.mean(axis=1, keepdims=True) - shifts
+    freedom = (cells - 1) * (seeds - 1)
+    variance = float(np.sum(left**2)) / freedom if freedom else 0.0
+    if variance <= 0:
+        return None
+    f = cells * float(np.sum(shifts**2)) / (seeds - 1) / variance
+    return (variance, freedom, shifts) if scipy_stats.f.sf(f, seeds - 1, freedom) < _SHOWN else None
 
 
 def _levels(
-    factor: Factor, values: dict[str, list[float]], variance: float, freedom: int, alpha: float, baseline: str | None
+    factor: Factor, values: dict[str, list[float]], own: float, variance: float, freedom: int, alpha: float, baseline: str | None
 ) -> list[Effect]:
+    """own: the variance of a run, for the means; variance: for differences between cells."""
     t = float(scipy_stats.t.ppf(1 - alpha / 2, freedom))
     found = []
     reference = factor.levels[baseline] if baseline in factor.levels else factor.values[0]
@@ -146,7 +171,7 @@ def _levels(
     means = {level: statistics.fmean(statistics.fmean(v) for v in cells) for level, cells in levels.items()}
     errors = {level: variance * sum(1 / len(v) for v in cells) / len(cells) ** 2 for level, cells in levels.items()}
     for level, mean in means.items():
-        half, runs = t * math.sqrt(errors[level]), sum(map(len, levels[level]))
+        half, runs = t * math.sqrt(errors[level] / variance * own), sum(map(len, levels[level]))
         if level == reference:
             found.append(Effect(factor.name, level, runs, mean, mean - half, mean + half, None, None, None, None))
             continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from muonlab.lab import stats
+from muonlab.lab.effects import Effects
 from muonlab.lab.results import ArmResult, Results, number, value_of
 from muonlab.lab.store import RunRecord
 from muonlab.lab.targets import targets_of
@@ -15,6 +17,8 @@ def answer(results: Results) -> list[str]:
     """The answer to the experiment's question: a sentence for each arm, computed from the runs."""
     baseline = results.baseline
     sentences = []
+    if results.effects is not None and baseline is None:
+        sentences += _effects(results.effects, results.plan["alpha"])
     if results.is_grid:
         for best in results.best():
             where = ", ".join(f"{key} = {value}" for key, value in best.swept.items()) or "its one setting"
@@ -24,6 +28,23 @@ def answer(results: Results) -> list[str]:
         return sentences or [f"{arm.name}: mean {mean(arm)} over {arm.finished} of {arm.planned} runs" for arm in results.arms]
     sentences += verdicts(results) if len(results.arms) <= _LISTED else _grouped(results, baseline)
     return sentences or [f"{baseline.name}: mean {mean(baseline)} over {baseline.finished} of {baseline.planned} runs"]
+
+
+def _effects(effects: Effects, alpha: float) -> list[str]:
+    """A sentence for each factor of a design: what its levels do on average over the others."""
+    found = []
+    for factor in dict.fromkeys(row.factor for row in effects.rows):
+        rows = [row for row in effects.rows if row.factor == factor]
+        reference = next(row.level for row in rows if row.difference is None)
+        told = [
+            f"{row.level} {row.difference:+.4f} ({'lower' if row.difference < 0 else 'higher'}, p {stats.p_text(row.p)})"
+            if row.p < alpha
+            else f"{row.level} {row.difference:+.4f} (not shown, p {stats.p_text(row.p)})"
+            for row in rows
+            if row.difference is not None and row.p is not None
+        ]
+        found.append(f"{factor}, against {reference}, on average over the rest: {'; '.join(told)}.")
+    return found
 
 
 def verdicts(results: Results) -> list[str]:

@@ -138,7 +138,9 @@ def compute(sweep: Sweep, audit: Sequence[str] = ()) -> Results:
     arms = [_arm(sweep, cell, recipes[cell["name"]], reference, latest) for cell in plan["cells"]]
     factors = factors_of(plan["cells"], recipes)
     values = {arm.name: arm.values for arm in arms}
-    effects = main_effects(factors, values, alpha=plan["alpha"], baseline=plan["baseline"]) if len(factors) > 1 else None
+    seeds = {tuple(run.seed for run in sweep.of(arm.name) if value_of(run, plan["metric"]) is not None) for arm in arms}
+    level = {"alpha": plan["alpha"], "baseline": plan["baseline"], "shared_seeds": len(seeds) == 1}
+    effects = main_effects(factors, values, **level) if len(factors) > 1 else None
     return Results(plan, _judged(sweep, arms), sweep.runs, factors, effects, tuple(audit))
 
 

@@ -18,6 +18,7 @@ from muonlab.lab.stats.comparison import (
     dunnett,
     holm,
     judge,
+    p_text,
     paired,
 )
 from muonlab.lab.stats.power import need, runs_needed
@@ -72,6 +73,7 @@ __all__ = [
     "median_with_misses",
     "need",
     "one_sample",
+    "p_text",
     "paired",
     "reached_now",
     "runs_needed",

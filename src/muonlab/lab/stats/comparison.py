@@ -174,10 +174,10 @@ def decide(
     d = decimals((comparison.high - comparison.low) / 2)
     difference = f"difference {comparison.difference:+.{d}f}"
     if margin is not None and p_equivalence_adjusted < alpha:
-        return Verdict("equivalent", f"{difference}, shown to lie within ±{margin:g} (TOST, p {_p(p_equivalence_adjusted)})")
+        return Verdict("equivalent", f"{difference}, shown to lie within ±{margin:g} (TOST, p {p_text(p_equivalence_adjusted)})")
     level = f"{100 * (1 - alpha):g} % CI {comparison.low:+.{d}f} to {comparison.high:+.{d}f}"
-    adjusted = f", adjusted for {claims} claims p {_p(p_adjusted)}" if claims > 1 else ""
-    evidence = f"{difference}, {level}, p {_p(comparison.p)}{adjusted}"
+    adjusted = f", adjusted for {claims} claims p {p_text(p_adjusted)}" if claims > 1 else ""
+    evidence = f"{difference}, {level}, p {p_text(comparison.p)}{adjusted}"
     if p_adjusted < alpha:
         return Verdict("better" if comparison.difference < 0 else "worse", evidence)
     return Verdict("undecided", evidence)
@@ -198,5 +198,6 @@ def decimals(half: float) -> int:
     return max(4, 1 - math.floor(math.log10(half))) if 0 < half < math.inf else 4
 
 
-def _p(p: float) -> str:
+def p_text(p: float) -> str:
+    """ "= 0.0123", or "< 0.0001"."""
     return f"= {p:.3g}" if p >= 1e-4 else "< 0.0001"
