@@ -201,3 +201,16 @@ def test_a_reader_that_leaves_does_not_stop_the_work(workdir):
     command = f"{sys.executable} -m muonlab train tiny.toml --out x --device cpu 2>&1 | head -1"
     subprocess.run(command, shell=True, check=True, capture_output=True)
     assert RunFolder("x").result()["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_workers_and_runner_are_killed_loses_nothing(tmp_path):
+    """benchmarks/kill_sweep.py kills 30 workers and 5 runners of 100 runs."""
+    if not Path("/proc/self/task").exists():
+        pytest.skip("needs Linux's /proc to find the workers")
+    script = Path(__file__).parents[2] / "benchmarks/kill_sweep.py"
+    few = ["--runs", "10", "--workers-killed", "3", "--runners-killed", "1", "--out", str(tmp_path / "figures.json")]
+    done = subprocess.run([sys.executable, str(script), *few], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["workers_killed"], figures["runners_killed"]) == (3, 1)
