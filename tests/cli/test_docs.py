@@ -39,7 +39,7 @@ def test_commands_run_as_printed(page, tmp_path, monkeypatch, muonlab):
     commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("muonlab ")]
     assert commands
     for command in commands:
-        small = [word for setting in SMALL for word in ("--set", setting)] if command[0] in ("train", "sweep") else []
+        small = [word for setting in SMALL for word in ("--set", setting)] if command[0] in ("train", "sweep", "race") else []
         code, _, err = muonlab(*command, *small)
         assert code == 0, (command, err)
 
