@@ -13,13 +13,13 @@ import jinja2
 
 from muonlab.errors import InputError
 from muonlab.lab import charts, export, render
+from muonlab.lab.arm_tables import change_matrix, recipe_diff, table, tables
 from muonlab.lab.audit import audit
 from muonlab.lab.charts.packing import packed
 from muonlab.lab.facts import cost, facts
 from muonlab.lab.findings import answer, notes, verdicts
 from muonlab.lab.results import METRICS, Results, compute
 from muonlab.lab.store import Sweep, load_sweep
-from muonlab.lab.arm_tables import change_matrix, recipe_diff, table, tables
 from muonlab.train.run_folder import write_atomically
 
 __all__ = ["answer", "as_json", "notes", "table", "write_report"]
