@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from muonlab.lab import charts
-from muonlab.lab.charts.losses import curves
+from muonlab.lab.charts.losses import curves, losses_of
 from muonlab.lab.curves import MEAN_POINTS, RUN_POINTS, mean_curves, run_curves
 from muonlab.lab.export import curves_table, runs_table
 from muonlab.lab.facts import cost, facts
@@ -244,7 +244,7 @@ def test_long_curves_are_thinned_and_keep_their_ends(tmp_path):
     last = [run.rows[-1]["val_loss"] for run in results.runs if run.cell == "adamw"]
     assert rows[-1]["mean"] == pytest.approx(statistics.fmean(last), rel=1e-5)
     assert len(run_curves(results.runs[:1], "val_loss")) == RUN_POINTS
-    chart = curves(results, "step")
+    chart = curves(results, losses_of(results), "step")
     assert chart is not None
     assert f"Drawn from {MEAN_POINTS} points" in chart.caption
 
@@ -266,7 +266,7 @@ def test_a_mean_curve_does_not_jump_where_a_run_diverges(tmp_path):
     rows = mean_curves(["muon"], figures(folder).runs, "val_loss")
     assert {row["seeds"] for row in rows} == {2}
     assert max(np.diff([row["mean"] for row in rows])) < 0.1
-    chart = curves(figures(folder), "step")
+    chart = curves(figures(folder), losses_of(figures(folder)), "step")
     assert chart is not None
     assert "Thin lines" in chart.caption
 

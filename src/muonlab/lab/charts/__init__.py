@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from muonlab.lab.charts.arms import differences, finals, ranked, train_times
 from muonlab.lab.charts.designs import effects, sweep
-from muonlab.lab.charts.losses import curves, multiples
+from muonlab.lab.charts.losses import curves, losses_of, multiples
 from muonlab.lab.charts.style import VEGA_LITE, Chart, theme
 from muonlab.lab.results import Results
 
@@ -26,6 +26,8 @@ NAMES = (
 
 def charts(results: Results) -> list[Chart]:
     """The charts that a sweep's figures allow, in the order of NAMES."""
-    found = [curves(results, clock) for clock in ("step", "tokens", "seconds")]
-    found += [make(results) for make in (sweep, effects, finals, differences, ranked, train_times, multiples)]
+    losses = losses_of(results)
+    found = [curves(results, losses, clock) for clock in ("step", "tokens", "seconds")]
+    found += [make(results) for make in (sweep, effects, finals, differences, ranked, train_times)]
+    found.append(multiples(results, losses))
     return [chart for chart in found if chart is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
@@ -17,23 +18,38 @@ _PANELS = 60
 _BEST = 6  # arms that have a colour beside the baseline, where there are too many for all
 
 
-def curves(results: Results, clock: str) -> Chart | None:
-    """Mean loss of each arm by steps, tokens or seconds; None where runs lack the clock, or tokens tell what steps tell."""
+@dataclass(frozen=True)
+class Losses:
+    """What all charts of losses draw. key: of a run's rows; means: of the arms; own: each run's."""
+
+    key: str
+    means: list[dict[str, Any]]
+    own: list[dict[str, Any]]
+
+
+def losses_of(results: Results) -> Losses:
     key = loss_key(results.runs)
-    rows = [row for row in mean_curves([arm.name for arm in results.arms], results.runs, key) if clock in row]
+    return Losses(key, mean_curves([arm.name for arm in results.arms], results.runs, key), run_curves(results.runs, key))
+
+
+def curves(results: Results, losses: Losses, clock: str) -> Chart | None:
+    """Mean loss of each arm by steps, tokens or seconds; None where runs lack the clock, or tokens tell what steps tell."""
+    key = losses.key
+    rows = [row for row in losses.means if clock in row]
     if len({row[clock] for row in rows}) < 2 or (clock == "tokens" and _proportional(rows)):
         return None
     low, high, cut = _zoom(rows)
+    rows = _below(rows, "mean", high, ("arm",))
     numbers = by_value(results)
     if numbers is not None:
         rows = [{**row, "swept": numbers[row["arm"]]} for row in rows]
     x = alt.X(f"{clock}:Q", title=_TITLES[clock], axis=alt.Axis(grid=False, tickCount=6))
     y_title = f"{_LOSSES[key]} (nats per token)"
-    scale = alt.Scale(zero=False, domain=[low, high], nice=True)
+    scale = alt.Scale(zero=False, domain=[low, high], nice=False)
     base = data(rows).encode(x=x, color=color(results, legend=True) if numbers is None else value_color(results))
-    band = base.mark_area(opacity=0.22, clip=True).encode(y=alt.Y("low:Q", title=y_title, scale=scale), y2="high:Q")
+    band = base.mark_area(opacity=0.22).encode(y=alt.Y("low:Q", title=y_title, scale=scale), y2="high:Q", detail="part:N")
     few = len({row[clock] for row in rows}) <= 30
-    line = base.mark_line(strokeWidth=2, clip=True, point=alt.OverlayMarkDef(size=22, clip=True) if few else False)
+    line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=22) if few else False)
     line = line.encode(
         y=alt.Y("mean:Q", title=y_title, scale=scale),
         tooltip=tooltips(
@@ -44,18 +60,20 @@ def curves(results: Results, clock: str) -> Chart | None:
             ("high:Q", "highest seed", ".4f"),
         ),
     )
-    line = line.encode(**_dashes(results), **({"detail": "arm:N"} if numbers is not None else {}))
+    line = line.encode(**_dashes(results), detail=["arm:N", "part:N"])
     layers = [band, line] if len(results.arms) <= len(COLORS) else [line]
-    loose = [row for row in run_curves(strays(results.runs), key) if clock in row]
+    apart = {(run.cell, run.seed) for run in strays(results.runs)}
+    loose = [row for row in losses.own if clock in row and (row["arm"], row["seed"]) in apart]
+    loose = _below(loose, "loss", high, ("arm", "seed"))
     if loose:
         thin = data([row | ({"swept": numbers[row["arm"]]} if numbers is not None else {}) for row in loose])
-        thin = thin.mark_line(strokeWidth=0.9, opacity=0.7, clip=True)
+        thin = thin.mark_line(strokeWidth=0.9, opacity=0.7)
         layers.append(
             thin.encode(
                 x=x,
                 y=alt.Y("loss:Q", title=y_title, scale=scale),
                 color=color(results, legend=True) if numbers is None else value_color(results),
-                detail="seed:N",
+                detail=["seed:N", "part:N"],
                 tooltip=tooltips(
                     ("arm:N", "arm", ""), ("seed:N", "seed", ""), ("status:N", "status", ""), ("loss:Q", "loss", ".4f")
                 ),
@@ -68,8 +86,8 @@ def curves(results: Results, clock: str) -> Chart | None:
             text = goal.mark_text(align="left", baseline="bottom", dx=4, dy=-3)
             layers.append(text.encode(y="y:Q", text="label:N", x=alt.value(0)))
     by = {"step": "step", "tokens": "tokens", "seconds": "training time"}[clock]
-    apart = ["Thin lines: runs that diverged or have not ended, not in the mean."] if loose else []
-    caption = " ".join([_who(results, rows), *apart, *_cuts(results, key, cut)])
+    thin_lines = ["Thin lines: runs that diverged or have not ended, not in the mean."] if loose else []
+    caption = " ".join([_who(results, rows), *thin_lines, *_cuts(results, key, cut)])
     title = f"{_LOSSES[key].capitalize()} by {by}"
     return Chart(f"loss-by-{clock}", title, caption, alt.layer(*layers).properties(height=HEIGHT))
 
@@ -135,18 +153,39 @@ def _cuts(results: Results, key: str, cut: bool) -> list[str]:
     return found
 
 
-def multiples(results: Results) -> Chart | None:
+def _below(rows: list[dict[str, Any]], key: str, top: float, line: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The rows up to `top`, with a point on it wherever a line crosses it, and the band no higher. Cutting lines here, and not by
+    a mask over the drawing, makes pictures ten times faster; what comes down again after a rise is a part of its own."""
+    found: list[dict[str, Any]] = []
+    before: dict[str, Any] | None = None
+    part = 0
+    for row in rows:
+        same = before is not None and all(before[name] == row[name] for name in line)
+        part = part if same else 0
+        if same and before is not None and (before[key] > top) != (row[key] > top):
+            share = (top - before[key]) / (row[key] - before[key])
+            numbers = [name for name in ("step", "tokens", "seconds", "low", "high", key) if name in row and name in before]
+            edge = {name: float(f"{before[name] + share * (row[name] - before[name]):.6g}") for name in numbers}
+            found.append({**row, **edge, "part": part + (row[key] <= top)})
+            part += row[key] <= top
+        if row[key] <= top:
+            found.append({**row, "part": part})
+        before = row
+    return [row | ({"low": min(row["low"], top), "high": min(row["high"], top)} if "high" in row else {}) for row in found]
+
+
+def multiples(results: Results, losses: Losses) -> Chart | None:
     """One small chart an arm with each of its runs; the grey line is the baseline's mean (or the mean of all arms)."""
-    key = loss_key(results.runs)
-    rows = [{k: v for k, v in row.items() if k not in ("tokens", "seconds")} for row in run_curves(results.runs, key)]
-    means = mean_curves([arm.name for arm in results.arms], results.runs, key)
+    key, means = losses.key, losses.means
+    rows = [{k: v for k, v in row.items() if k not in ("tokens", "seconds")} for row in losses.own]
     names = [name for name in (arm.name for arm in results.arms) if any(row["arm"] == name for row in rows)]
     if len(names) < 2 or len({row["step"] for row in rows}) < 2:
         return None
     left_out = len(names) - _PANELS
     names = names[:_PANELS]
     low, high, cut = _zoom(means)
-    reference = [row for row in means if row["arm"] == results.plan["baseline"]]
+    rows = _below(rows, "loss", high, ("arm", "seed"))
+    reference = [row for row in means if row["arm"] == results.plan["baseline"] and row["mean"] <= high]
     # Each panel needs the reference's rows as its own: a facet splits its data by arm.
     every = max(1, len(reference) // RUN_POINTS)
     shadow = [{"arm": n, "step": r["step"], "loss": r["mean"], "status": "baseline"} for n in names for r in reference[::every]]
@@ -154,23 +193,19 @@ def multiples(results: Results) -> Chart | None:
     used = [s for s in ("finished", "diverged", "unfinished", "damaged") if any(row["status"] == s for row in rows)]
     palette = {"finished": COLORS[0], "diverged": RED, "unfinished": COLORS[4], "damaged": GREY}
     scale = alt.Scale(domain=used, range=[palette[s] for s in used])
-    y = alt.Y("loss:Q", title=None, scale=alt.Scale(zero=False, domain=[low, high], nice=True), axis=alt.Axis(tickCount=4))
+    y = alt.Y("loss:Q", title=None, scale=alt.Scale(zero=False, domain=[low, high], nice=False), axis=alt.Axis(tickCount=4))
     x = alt.X("step:Q", title=None, axis=alt.Axis(tickCount=3, grid=False, format="~s"))
-    lines = alt.Chart().transform_filter("datum.status != 'baseline'").mark_line(strokeWidth=1.2, opacity=0.75, clip=True)
+    lines = alt.Chart().transform_filter("datum.status != 'baseline'").mark_line(strokeWidth=1.2, opacity=0.75)
     lines = lines.encode(
         x=x,
         y=y,
-        detail="seed:N",
+        detail=["seed:N", "part:N"],
         color=alt.Color("status:N", scale=scale, legend=alt.Legend() if len(used) > 1 else None),
         tooltip=tooltips(("arm:N", "arm", ""), ("seed:N", "seed", ""), ("step:Q", "step", ""), ("loss:Q", "loss", ".4f")),
     )
     layers: list[Any] = [lines]
     if reference:
-        grey = (
-            alt.Chart()
-            .transform_filter("datum.status == 'baseline'")
-            .mark_line(strokeWidth=2.5, color=GREY, opacity=0.6, clip=True)
-        )
+        grey = alt.Chart().transform_filter("datum.status == 'baseline'").mark_line(strokeWidth=2.5, color=GREY, opacity=0.6)
         layers.insert(0, grey.encode(x=x, y=y))
     small = alt.layer(*layers).properties(width=150, height=100)
     header = alt.Header(title=None, labelLimit=150, labelFontWeight=600)
