@@ -157,7 +157,7 @@ def test_the_report_is_whole_and_needs_no_network(workdir):
     assert len(pictures) == 6
     for name in pictures:
         width, height = png_size(workdir / "out" / name)
-        assert width > 1000
+        assert width > 700
         assert height > 200
     assert "| muon | 3/3 | 2.0200 ± 0.0248 | 0.0100 | 8 | 4.0 | 6.0 | -0.5000 (-19.84 %) | better |" in markdown
     assert "0123456789ab" in markdown

@@ -46,7 +46,7 @@ def _interval(name: str, summary: stats.Summary) -> dict[str, Any]:
     return {"arm": name, "mean": summary.mean, "low": summary.low, "high": summary.high}
 
 
-def _dots(results: Results, rows: list[dict[str, Any]], intervals: list[dict[str, Any]], title: str, digits: str) -> alt.LayerChart:
+def _dots(results: Results, rows: list[dict[str, Any]], intervals: list[dict[str, Any]], title: str, digits: str) -> Any:
     names = [arm.name for arm in results.arms if any(row["arm"] == arm.name for row in rows)]
     rows = [{key: row[key] for key in ("arm", "seed", "value")} for row in rows]
     y = arm_rows(names)

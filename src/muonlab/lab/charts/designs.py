@@ -84,7 +84,7 @@ def _x_axis(key: str, found: list[Any], numeric: bool) -> tuple[alt.X, list[Any]
         return alt.X("x:O", title=key, sort=None, axis=alt.Axis(labelAngle=-30, labelLimit=140)), values
     wide = len(values) > 2 and min(values) > 0 and max(values) / min(values) >= 8
     axis = alt.Axis(values=values, format=".6~g", grid=False, labelAngle=-40, labelOverlap="greedy")
-    scale = alt.Scale(type="log" if wide else "linear", nice=False, padding=18, **({} if wide else {"zero": False}))
+    scale = alt.Scale(type="log", nice=False, padding=18) if wide else alt.Scale(type="linear", nice=False, padding=18, zero=False)
     return alt.X("x:Q", title=f"{key} (log scale)" if wide else key, scale=scale, axis=axis), values
 
 
