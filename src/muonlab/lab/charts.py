@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from muonlab.lab.results import Results
+from muonlab.lab.results import Results, plain
 
 # Okabe & Ito's colours, told apart by (nearly) everybody, in an order that reads on white and on black.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B79F00")
@@ -167,8 +167,8 @@ def _differences(results: Results) -> Chart:
         {
             "arm": arm.name,
             "difference": arm.comparison.difference,
-            "low": arm.comparison.low,
-            "high": arm.comparison.high,
+            "low": plain(arm.comparison.low),
+            "high": plain(arm.comparison.high),
             "verdict": arm.verdict.word if arm.verdict else "",
         }
         for arm in results.arms
@@ -195,7 +195,10 @@ def _differences(results: Results) -> Chart:
     ]
     level = f"{100 * (1 - results.plan['alpha']):g} %"
     zone_text = f" The grey zone is the margin, ±{margin:g}: differences in it do not matter." if margin is not None else ""
-    caption = f"Difference of means with its {level} confidence interval (Welch); left is better.{zone_text}"
+    interval = f"{level} confidence interval (Welch)"
+    if results.plan.get("race"):
+        interval = f"confidence sequence, which holds at every look, over all arms at {level}"
+    caption = f"Difference of means with its {interval}; left is better.{zone_text}"
     height = 64 * max(2, len(order))
     return Chart("difference", f"Difference from {baseline}", caption, alt.layer(*layers).properties(height=height))
 

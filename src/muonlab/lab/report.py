@@ -13,7 +13,7 @@ import jinja2
 
 from muonlab.errors import InputError
 from muonlab.lab import charts
-from muonlab.lab.results import ArmResult, Results, compute, number
+from muonlab.lab.results import ArmResult, Results, compute, number, plain
 from muonlab.lab.store import load_sweep
 from muonlab.train.run_folder import write_atomically
 
@@ -57,7 +57,7 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> tuple[
         for chart in drawn:
             (target / f"{chart.name}.png").write_bytes(chart.png())
         write_atomically(target / "report.md", _TEMPLATES.get_template("report.md.j2").render(**content))
-        write_atomically(target / "results.json", json.dumps(as_json(results), indent=1) + "\n")
+        write_atomically(target / "results.json", json.dumps(as_json(results), indent=1, allow_nan=False) + "\n")
         write_atomically(target / "report.html", page)
     except OSError as error:
         raise InputError(f"{target}: the report cannot be written: {error.strerror}; choose another folder with --out") from None
@@ -91,9 +91,8 @@ def notes(results: Results) -> list[str]:
     counts = Counter(run.status for run in results.runs)
     odd = [f"{counts[s]} {s}" for s in ("diverged", "unfinished", "missing", "damaged") if counts[s]]
     found = [f"{counts['finished']} of {len(results.runs)} runs finished{'; ' + ', '.join(odd) if odd else ''}."]
-    found += [
-        f"Changed after a sweep, on {c['date']}: {c['key']} from {c['before']} to {c['after']}." for c in results.plan["changes"]
-    ]
+    found += _race(results)
+    found += [_changed(change) for change in results.plan["changes"]]
     recipes = {cell["name"]: json.dumps(cell["recipe"]) for cell in results.plan["cells"]}
     same = [[name for name, recipe in recipes.items() if recipe == one] for one in dict.fromkeys(recipes.values())]
     found += [f"{' and '.join(names)} are the same recipe under different names." for names in same if len(names) > 1]
@@ -105,6 +104,27 @@ def notes(results: Results) -> list[str]:
     if any(0 < arm.finished < 3 for arm in results.arms) and not results.is_grid:
         found.append("Arms with fewer than three runs: intervals are wide and rest on the assumption of normal scatter.")
     return found
+
+
+def _changed(change: dict[str, Any]) -> str:
+    """What was changed between two sweeps (or races) into the same folder."""
+    if change["key"] != "race":
+        return f"Changed after a sweep, on {change['date']}: {change['key']} from {change['before']} to {change['after']}."
+    if change["after"]:
+        return f"A sweep until {change['date']}, then a race: it looked at runs that were there already."
+    return f"A race until {change['date']}, then a sweep: its tests take the number of runs as fixed before, which it was not."
+
+
+def _race(results: Results) -> list[str]:
+    """How a race came to its verdicts."""
+    if not results.plan.get("race"):
+        return []
+    said = (
+        "A race: seeds ran one after the other, with a look after each. Verdicts and differences are of the seeds that an arm "
+        "shares with the baseline, by confidence sequences, which allow such looks; the intervals of single arms do not."
+    )
+    still = [arm.name for arm in results.arms if arm.open]
+    return [said] + ([f"The race is not over: {', '.join(still)} still open; `muonlab race` goes on."] if still else [])
 
 
 def _misses(results: Results) -> list[str]:
@@ -170,8 +190,8 @@ def facts(results: Results) -> list[tuple[str, str]]:
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """The figures as data: the plan, the arms, the runs."""
-    return {
+    """The figures as data: the plan, the arms, the runs. What has no value is None."""
+    found = {
         "plan": results.plan,
         "answer": answer(results),
         "notes": notes(results),
@@ -183,6 +203,7 @@ def as_json(results: Results) -> dict[str, Any]:
         ],
         "provenance": dict(facts(results)),
     }
+    return plain(found)
 
 
 def _mean(arm: ArmResult) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
 from muonlab.lab import stats
+from muonlab.lab.race import standings
 from muonlab.lab.store import RunRecord, Sweep
 from muonlab.train.run_folder import ENDED
 from muonlab.train.settings import flat
@@ -31,6 +32,7 @@ class ArmResult:
     seconds: float | None  # median training seconds of the finished runs
     comparison: stats.Comparison | None = None
     verdict: stats.Verdict | None = None
+    open: bool = False  # of a race that has not decided this arm and has seeds left
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,20 @@ def _arm(sweep: Sweep, cell: dict[str, Any], recipe: dict[str, Any], reference: 
 
 
 def _judged(sweep: Sweep, arms: list[ArmResult]) -> list[ArmResult]:
-    """The arms, each but the baseline with its comparison and verdict. Both kinds of claims go through Holm's adjustment."""
+    """The arms, each but the baseline with its comparison and verdict. Both kinds of claims go through Holm's adjustment.
+
+    Of a race: what its own test says. It stopped when it liked what it saw, so no test for a fixed number of runs holds here.
+    """
     plan = sweep.plan
     baseline = next((arm for arm in arms if arm.name == plan["baseline"]), None)
     if baseline is None:
         return arms
+    if plan.get("race"):
+        found = standings(sweep)
+        return [
+            replace(arm, comparison=at.comparison, verdict=at.verdict, open=at.open) if (at := found.get(arm.name)) else arm
+            for arm in arms
+        ]
     values = {arm.name: [r.result[plan["metric"]] for r in sweep.of(arm.name) if r.status == "finished"] for arm in arms}
     level = {"alpha": plan["alpha"], "margin": plan["margin"]}
     others = [arm.name for arm in arms if arm is not baseline and values[arm.name] and values[baseline.name]]
@@ -173,6 +184,17 @@ def _doubted(verdict: stats.Verdict | None, arm: ArmResult, baseline: ArmResult)
     if verdict is not None and (arm.finished < arm.planned or baseline.finished < baseline.planned):
         return stats.Verdict("undecided", f"runs are missing; so far {verdict.word}: {verdict.reason}")
     return verdict
+
+
+def plain(value: Any) -> Any:
+    """For JSON, which has no nan and no infinity: None. Dataclasses as dictionaries."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def number(value: float | None, digits: int = 4) -> str:
