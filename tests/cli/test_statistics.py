@@ -339,3 +339,10 @@ def test_the_folder_of_a_race_refers_to_its_own_verdicts(muonlab, tmp_path):
     assert code == 0, err
     assert "a race, which ended where its own test was sure" in err
     assert "y against x" in out
+
+
+def test_a_wrong_alpha_is_not_blamed_on_the_power(muonlab):
+    code, _, err = muonlab("stats", RECORD, "--alpha", "5")
+    assert code == 2
+    assert "--alpha" in err
+    assert "--power" not in err

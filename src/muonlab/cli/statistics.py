@@ -79,7 +79,7 @@ def _check_numbers(*, alpha: float, power: float, **others: float | None) -> Non
     if not 0 < alpha < 0.5:
         hint = f"; did you mean {alpha / 100:g}?" if 0.5 <= alpha < 50 else ""
         problems.append(f"--alpha: expected a level between 0 and 0.5, such as 0.05, got {alpha:g}{hint}")
-    if not alpha < power < 1:
+    elif not alpha < power < 1:
         problems.append(f"--power: expected a chance between alpha and 1, such as 0.9, got {power:g}")
     for name, value in others.items():
         if value is not None and not math.isfinite(value):
