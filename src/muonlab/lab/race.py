@@ -56,26 +56,25 @@ def _standing(arm: list[RunRecord], baseline: list[RunRecord], plan: dict[str, A
     if not n:
         return Standing(n, Verdict("undecided", "no runs yet"), open=left)
     ours, theirs = ([run.value(plan["metric"]) for run in side[:n]] for side in (arm, baseline))
-    verdict, low, high = _verdict(ours, theirs, **level)
-    comparison = Comparison(statistics.fmean(ours) - statistics.fmean(theirs), low, high, math.nan, None)
+    verdict, comparison = _verdict(ours, theirs, **level)
     return Standing(n, verdict, open=left and verdict.word == "undecided", comparison=comparison)
 
 
-def _verdict(
-    arm: list[Any], baseline: list[Any], *, alpha: float, margin: float | None, claims: int
-) -> tuple[Verdict, float, float]:
+def _verdict(arm: list[Any], baseline: list[Any], *, alpha: float, margin: float | None, claims: int) -> tuple[Verdict, Comparison]:
     """What the pairs say at their share of alpha, or else the two samples at theirs; and the interval that says so."""
     level = _PAIRS * alpha / claims
     differences = [a - b for a, b in zip(arm, baseline, strict=True)]
+    difference = statistics.fmean(differences)
     low, high = stats.mean_sequence(differences, alpha=level)
     word = str(stats.words(low, high, margin))
     if word != "undecided":
         d = decimals((high - low) / 2)
-        found = f"difference {statistics.fmean(differences):+.{d}f}, {100 * (1 - level):.4g} % confidence sequence of pairs"
-        return Verdict(word, f"{found} {low:+.{d}f} to {high:+.{d}f}"), low, high
+        found = f"difference {difference:+.{d}f}, {100 * (1 - level):.4g} % confidence sequence of pairs"
+        return Verdict(word, f"{found} {low:+.{d}f} to {high:+.{d}f}"), Comparison(difference, low, high, math.nan, None)
     rest = (1 - _PAIRS) * alpha
     low, high = stats.confidence_sequence(arm, baseline, alpha=rest / claims)
-    return stats.decide_now(arm, baseline, alpha=rest, margin=margin, claims=claims), low, high
+    verdict = stats.decide_now(arm, baseline, alpha=rest, margin=margin, claims=claims)
+    return verdict, Comparison(difference, low, high, math.nan, None)
 
 
 def next_runs(sweep: Sweep, at_once: int = 1) -> list[RunRecord]:
