@@ -314,3 +314,35 @@ def test_the_figures_are_scipys(muonlab):
     low, high = scipy_stats.t.interval(0.95, 159, loc=sum(values) / 160, scale=scipy_stats.sem(values))
     assert (found["summary"]["low"], found["summary"]["high"]) == pytest.approx((low, high))
     assert math.isclose(found["test"]["p_less"], scipy_stats.ttest_1samp(values, 2.92, alternative="less").pvalue)
+
+
+def test_a_seed_that_an_arm_ran_twice_is_told(muonlab, write):
+    path = write("twice.jsonl", rows([{"arm": "x", "seed": s, "val_loss": 3 + 0.1 * i} for i, s in enumerate([0, 0, 1])]))
+    code, out, err = muonlab("stats", path)
+    assert (code, err.count("several runs with seed 0")) == (0, 1)
+    assert "n = 3" in out
+
+
+def test_decimal_commas_are_recognized(muonlab, write):
+    code, _, err = muonlab("stats", write("comma.csv", "seed;val_loss\n0;3,1\n1;3,2\n"))
+    assert code == 2
+    assert "got '3,1'; decimals need a point" in err
+
+
+def test_the_folder_of_a_race_refers_to_its_own_verdicts(muonlab, tmp_path):
+    for arm in ("x", "y"):
+        for seed in range(3):
+            make_run(tmp_path / f"runs/{arm}{seed}", seed, 3.1 + seed / 10, arm=arm)
+    planned = [{"cell": arm, "folder": f"{arm}{seed}"} for arm in ("x", "y") for seed in range(3)]
+    write_json(tmp_path / "experiment.json", {"race": True, "runs": planned})
+    code, out, err = muonlab("stats", tmp_path)
+    assert code == 0, err
+    assert "a race, which ended where its own test was sure" in err
+    assert "y against x" in out
+
+
+def test_a_wrong_alpha_is_not_blamed_on_the_power(muonlab):
+    code, _, err = muonlab("stats", RECORD, "--alpha", "5")
+    assert code == 2
+    assert "--alpha" in err
+    assert "--power" not in err

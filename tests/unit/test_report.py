@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import struct
+from pathlib import Path
 
 import pytest
 
 from muonlab.errors import InputError
 from muonlab.lab.experiment import load_experiment, plan_of
+from muonlab.lab.race import standings
 from muonlab.lab.report import answer, notes, write_report
 from muonlab.lab.results import compute
 from muonlab.lab.store import load_sweep, write_plan
@@ -38,8 +40,6 @@ def experiment(text, name="exp.toml"):
 def planned(text, losses, folder="sweep"):
     """A sweep's folder in which each (cell, seed) of `losses` has finished with these three evaluations (None: diverged)."""
     found = experiment(text)
-    from pathlib import Path
-
     write_plan(Path(folder), plan_of(found, MACHINE))
     for run in load_sweep(folder).plan["runs"]:
         values = losses.get((run["cell"], run["seed"]))
@@ -319,3 +319,53 @@ def test_an_arm_that_was_tuned_after_a_sweep_is_told(workdir):
     folder = planned(HEAD + ARMS, clear_case())
     write_plan(workdir / folder, plan_of(experiment(HEAD + ARMS + "optimizer.lr = 0.03\n"), MACHINE))
     assert "muon: optimizer.lr from 0.02 to 0.03" in notes(compute(load_sweep(folder)))[0]
+
+
+def raced(losses, folder="race", race=True):
+    """A folder as `planned` makes it, of a race with up to eight seeds."""
+    text = HEAD.replace("[1, 2, 3]", "8") + ARMS
+    planned(text, {key: (3.0, 3.0, loss) for key, loss in losses.items()}, folder)
+    again = plan_of(experiment(text), MACHINE) | ({"race": True} if race else {})
+    write_plan(Path(folder), again)
+    return folder
+
+
+def close_case():
+    """muon is lower by 0.01 with every seed, the seeds are 0.1 apart: only pairs tell."""
+    own = [0.0, 0.0003, -0.0002, 0.0001, -0.0004, 0.0002, 0.0001, -0.0001]
+    return {(arm, i): 2 + 0.1 * i - (0.01 + own[i]) * (arm == "muon") for i in range(8) for arm in ("adamw", "muon")}
+
+
+def test_the_report_of_a_race_says_what_the_race_said(workdir):
+    """Not what a test for a fixed number of runs makes of runs that stopped when they were clear."""
+    sweep = load_sweep(raced({key: loss for key, loss in close_case().items() if key[1] < 6}))
+    results = compute(sweep)
+    muon = results.arms[1]
+    assert muon.verdict == standings(sweep)["muon"].verdict
+    assert muon.verdict.word == "better"
+    assert muon.comparison.low <= muon.comparison.difference <= muon.comparison.high < 0
+    assert "confidence sequence" in answer(results)[0]
+    assert any(note.startswith("A race: ") for note in notes(results))
+    assert not any("not over" in note for note in notes(results))
+
+
+def test_the_difference_is_of_the_seeds_that_an_arm_ran_although_the_baseline_ran_on(workdir):
+    losses = {key: loss for key, loss in close_case().items() if key[0] == "adamw" or key[1] < 4}
+    assert compute(load_sweep(raced(losses))).arms[1].comparison.difference == pytest.approx(-0.01, abs=1e-4)
+
+
+def test_a_broken_off_race_is_said_to_be_open_and_its_figures_are_json(workdir):
+    page, results = write_report(raced({key: loss for key, loss in close_case().items() if key[1] < 1}))
+    assert any("not over: muon still open" in note for note in notes(results))
+    found = json.loads((page.parent / "results.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found["arms"][1]["comparison"]["low"] is None
+
+
+def test_a_race_that_is_swept_afterwards_and_the_reverse_are_told_apart(workdir):
+    text = HEAD.replace("[1, 2, 3]", "8") + ARMS
+    folder = Path(raced(close_case()))
+    write_plan(folder, plan_of(experiment(text), MACHINE))
+    found = notes(compute(load_sweep(folder)))
+    assert any("A sweep until" in note for note in found)
+    assert any("A race until" in note for note in found)
+    assert not any(note.startswith("A race: ") for note in found)

@@ -209,3 +209,14 @@ def test_the_price_as_a_sentence():
             stats.runs_needed(**wrong)
     with pytest.raises(ValueError, match="next to nothing"):
         stats.runs_needed(1e-9, 1.0)
+
+
+def test_what_rounding_leaves_of_equal_values_is_no_spread():
+    """0.1 + 0.2 is not 0.3 for a computer: its p would be 1e-30."""
+    values = [0.1 + 0.2, 0.3, 0.3]
+    assert math.isnan(stats.one_sample(values, 0.31).p_less)
+    assert math.isnan(stats.compare(values, [0.5, 0.5, 0.5]).p)
+    assert stats.target_p(values, 0.31) == 1
+    assert stats.mean_sequence(values) == (-math.inf, math.inf)
+    with pytest.raises(ValueError, match="no spread"):
+        stats.windows(values, 0.31, 2)

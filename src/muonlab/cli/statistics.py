@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -49,6 +48,7 @@ def stats(
     """
     from muonlab.lab.answers import Question, answer
     from muonlab.lab.arms import Columns, gather, time_column
+    from muonlab.lab.results import plain
     from muonlab.lab.tables import read_table
 
     _check_numbers(alpha=alpha, power=power, margin=margin, detect=detect, target=target)
@@ -65,9 +65,13 @@ def stats(
     found = answer(arms, question, curves=steps is not None)
     for note in (note for table in tables for note in table.notes):
         say(note)
+    for arm in arms:
+        if arm.repeated is not None:
+            which = f"{arm.name}: several runs with {pair or 'seed'} {arm.repeated}"
+            say(f"{which}: they count as independent, which a run done twice is not")
     time = time_column(tables, column)
     asked = {"column": column, "target": target, "alpha": alpha, "margin": margin, "minutes_from": time, "steps": steps}
-    show({**asked, **_plain(found)}, json, lambda: "\n".join(_text(found, question, column, time, steps)))
+    show({**asked, **plain(found)}, json, lambda: "\n".join(_text(found, question, column, time, steps)))
 
 
 def _check_numbers(*, alpha: float, power: float, **others: float | None) -> None:
@@ -75,7 +79,7 @@ def _check_numbers(*, alpha: float, power: float, **others: float | None) -> Non
     if not 0 < alpha < 0.5:
         hint = f"; did you mean {alpha / 100:g}?" if 0.5 <= alpha < 50 else ""
         problems.append(f"--alpha: expected a level between 0 and 0.5, such as 0.05, got {alpha:g}{hint}")
-    if not alpha < power < 1:
+    elif not alpha < power < 1:
         problems.append(f"--power: expected a chance between alpha and 1, such as 0.9, got {power:g}")
     for name, value in others.items():
         if value is not None and not math.isfinite(value):
@@ -93,17 +97,6 @@ def _sizes(windows: str | None) -> list[int] | None:
         return [int(size) for size in windows.split(",")]
     except ValueError:
         raise InputError(f"--windows: expected sizes such as 40,80, got {windows!r}") from None
-
-
-def _plain(value: Any) -> Any:
-    """For JSON, which has no nan and no infinity: null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(found: Answers, question: Question, column: str, time: str | None, steps: str | None) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from muonlab.lab import stats
 from muonlab.lab.effects import Effects
 from muonlab.lab.results import ArmResult, Results, number, value_of
@@ -80,14 +82,7 @@ def _difference(arm: ArmResult) -> float:
 
 def notes(results: Results) -> list[str]:
     """Changes of mind, unequal budgets, misses, edges of grids, steps left out, whether seeds are pairs."""
-    found = [
-        f"Changed after a sweep, on {c['date']}: {c['key']} from {c['before']} to {c['after']}." for c in results.plan["changes"]
-    ]
-    if results.plan.get("race"):
-        found.append(
-            "This was a race, looked at after every seed: the verdicts come from a test that allows it. Intervals and p-values in "
-            "the tables are those of single looks; they describe, and do not decide."
-        )
+    found = _race(results) + [_changed(change) for change in results.plan["changes"]]
     found += _budgets(results)
     found += _misses(results)
     edges = [best.arm for best in results.best() if results.on_edge(best)]
@@ -98,6 +93,27 @@ def notes(results: Results) -> list[str]:
     if any(0 < arm.finished < 3 for arm in results.arms) and not results.is_grid:
         found.append("Arms with fewer than three runs: intervals are wide and rest on the assumption of normal scatter.")
     return found
+
+
+def _changed(change: dict[str, Any]) -> str:
+    """What was changed between two sweeps (or races) into the same folder."""
+    if change["key"] != "race":
+        return f"Changed after a sweep, on {change['date']}: {change['key']} from {change['before']} to {change['after']}."
+    if change["after"]:
+        return f"A sweep until {change['date']}, then a race: it looked at runs that were there already."
+    return f"A race until {change['date']}, then a sweep: its tests take the number of runs as fixed before, which it was not."
+
+
+def _race(results: Results) -> list[str]:
+    """How a race came to its verdicts."""
+    if not results.plan.get("race"):
+        return []
+    said = (
+        "A race: seeds ran one after the other, with a look after each. Verdicts and differences are of the seeds that an arm "
+        "shares with the baseline, by confidence sequences, which allow such looks; the intervals of single arms do not."
+    )
+    still = [arm.name for arm in results.arms if arm.open]
+    return [said] + ([f"The race is not over: {', '.join(still)} still open; `muonlab race` goes on."] if still else [])
 
 
 def mean(arm: ArmResult) -> str:

@@ -77,7 +77,7 @@ class Pool:
         on_failure: Callable[[Task, str], None] = lambda *_: None,
         more: Callable[[], list[Task]] | None = None,
     ) -> None:
-        """more: asked for further tasks whenever all are done, until it has none."""
+        """count: the most workers at once. more: asked for further tasks whenever all are done, until it has none."""
         self.waiting, self.count = list(tasks), count
         self.on_event, self.on_failure, self.more = on_event, on_failure, more
         self.workers: list[_Worker] = []
@@ -88,7 +88,7 @@ class Pool:
     def run(self) -> None:
         """Brings every task to its end. Raises Interrupted after SIGINT or SIGTERM, RunError if runs failed."""
         with stop_requests() as request:
-            self.workers = [_Worker() for _ in range(self.count)]
+            self._hire()
             self._distribute()
             while self.workers:
                 if request.signum is not None and self.stopping is None:
@@ -133,6 +133,7 @@ class Pool:
         self.workers.remove(worker)
         task = worker.task
         if task is None or self.stopping is not None:
+            self._distribute()  # idle workers wait for the next round: nobody else would tell them to leave
             return
         self.lost[task.cell, task.seed] += 1
         message = f"{task.cell}, seed {task.seed}: its process ended with exit code {worker.process.exitcode}"
@@ -149,7 +150,9 @@ class Pool:
         """Gives every idle worker a task; one that will not get another leaves."""
         if not self.waiting and not any(worker.task for worker in self.workers):
             self._refill()
-        for worker in [worker for worker in self.workers if worker.task is None]:
+        for worker in list(self.workers):
+            if worker.task is not None or worker not in self.workers:
+                continue  # busy; or gone, or given a task, while another was found dead
             if self.waiting and self.stopping is None:
                 self._give(worker, self.waiting.pop(0))
             elif self.more is None or self.stopping is not None:
@@ -168,8 +171,13 @@ class Pool:
     def _refill(self) -> None:
         if self.more is not None and self.stopping is None and not self.failures:
             self.waiting = self.more()
+            self._hire()
         if not self.waiting:
             self.more = None
+
+    def _hire(self) -> None:
+        """As many workers as can be busy: a round may have more tasks than the one before, and a worker may have died idle."""
+        self.workers += [_Worker() for _ in range(min(self.count, len(self.waiting)) - len(self.workers))]
 
     def _stop_all(self) -> None:
         for worker in self.workers:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from muonlab.lab.audit import audit
 from muonlab.lab.charts.packing import packed
 from muonlab.lab.facts import cost, facts
 from muonlab.lab.findings import answer, notes, verdicts
-from muonlab.lab.results import METRICS, Results, compute
+from muonlab.lab.results import METRICS, Results, compute, plain
 from muonlab.lab.store import Sweep, load_sweep
 from muonlab.train.run_folder import write_atomically
 
@@ -76,7 +75,7 @@ def write_report(
         )
         _tables(results, target, parquet, curves)
         write_atomically(target / "report.md", _TEMPLATES.get_template("report.md.j2").render(**content))
-        write_atomically(target / "results.json", json.dumps(as_json(results), indent=1) + "\n")
+        write_atomically(target / "results.json", json.dumps(as_json(results), indent=1, allow_nan=False) + "\n")
         write_atomically(target / "report.html", page)
     except OSError as error:
         raise InputError(f"{target}: the report cannot be written: {error.strerror}; choose another folder with --out") from None
@@ -145,14 +144,4 @@ def as_json(results: Results) -> dict[str, Any]:
         "provenance": dict(facts(results)),
         "cost": dict(cost(results)),
     }
-    return _plain(figures)
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return plain(figures)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
 from muonlab.lab import stats
@@ -57,6 +57,7 @@ class ArmResult:
     pairing: stats.Pairing | None = None  # where runs share seeds with the baseline's
     targets: tuple[ToTarget, ...] = ()
     further: tuple[Measured, ...] = ()
+    open: bool = False  # of a race that has not decided this arm and has seeds left
 
 
 @dataclass(frozen=True)
@@ -189,23 +190,37 @@ def _measured(finished: list[RunRecord], baseline: list[RunRecord] | None, metri
 
 def _judged(sweep: Sweep, arms: list[ArmResult]) -> list[ArmResult]:
     """The arms, each but the baseline with its comparison and verdict. Both kinds of claims go through Holm's adjustment. Runs
-    that share a seed are pairs where the measured correlation makes that worth it, else Welch's comparison stands."""
+    that share a seed are pairs where the measured correlation makes that worth it, else Welch's comparison stands.
+
+    Of a race: what its own test says. It stopped when it liked what it saw, so no test for a fixed number of runs holds there.
+    """
     plan = sweep.plan
     baseline = next((arm for arm in arms if arm.name == plan["baseline"]), None)
     if baseline is None:
         return arms
+    if plan.get("race"):
+        at = standings(sweep)
+        return [
+            arm
+            if arm is baseline
+            else replace(
+                arm,
+                comparison=at[arm.name].comparison,
+                percent=_percent(at[arm.name].comparison, baseline),
+                verdict=at[arm.name].verdict,
+                open=at[arm.name].open,
+            )
+            for arm in arms
+        ]
     level = {"alpha": plan["alpha"], "margin": plan["margin"]}
     others = [arm for arm in arms if arm is not baseline and arm.values and baseline.values]
     pairs = {arm.name: _pairing(sweep, arm, baseline, **level) for arm in others}
-    raced = standings(sweep) if plan.get("race") else {}
     found: dict[str, stats.Comparison] = {}
     for arm in others:
         pair = pairs[arm.name]
-        theirs = baseline.values[: raced[arm.name].seeds] if raced else baseline.values  # in a race the baseline runs on
-        whole = pair is not None and pair.helps and pair.n == len(arm.values) == len(theirs)
-        found[arm.name] = pair if pair is not None and whole else stats.compare(arm.values, theirs, **level)
-    # a race looked after every seed: only its own test may judge it
-    verdicts = {name: s.verdict for name, s in raced.items()} if raced else stats.judge(found, **level)
+        whole = pair is not None and pair.helps and pair.n == len(arm.values) == len(baseline.values)
+        found[arm.name] = pair if pair is not None and whole else stats.compare(arm.values, baseline.values, **level)
+    verdicts = stats.judge(found, **level)
     return [
         arm
         if arm is baseline
@@ -253,6 +268,17 @@ def _doubted(verdict: stats.Verdict | None, arm: ArmResult, baseline: ArmResult)
     if verdict is not None and any(len(side.values) < side.planned for side in (arm, baseline)):
         return stats.Verdict("undecided", f"runs are missing; so far {verdict.word}: {verdict.reason}")
     return verdict
+
+
+def plain(value: Any) -> Any:
+    """For JSON, which has no nan and no infinity: None. Dataclasses as dictionaries."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def number(value: float | None, digits: int = 4) -> str:

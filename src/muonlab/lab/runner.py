@@ -95,7 +95,7 @@ def _run(
         if first := tasks(state):
             more = (lambda: tasks(read_runs(out, state.plan))) if race else None
             failed = lambda task, why: note_failure(out, Path(task.folder).name, why)  # noqa: E731
-            Pool(first, min(count, len(first)), on_event, failed, more).run()
+            Pool(first, count, on_event, failed, more).run()
 
 
 def workers_and_machine(experiment: Experiment, workers: int | None, device: str | None) -> tuple[int, dict[str, Any]]:

@@ -167,10 +167,13 @@ def _read_runs(directory: Path, curves: bool) -> Table:
             rows.append(Row(str(folder.result_file), directory, end))
     if not rows:
         raise InputError(f"{directory}: none of its {len(folders)} runs has ended; finish them first")
+    raced = f"{directory}: a race, which ended where its own test was sure: for its verdicts see `muonlab report {directory}`; "
     return Table(
         directory,
         rows,
-        _left_out(len(folders), unfinished, "have not ended") + _left_out(len(folders), foreign, "are not in the plan"),
+        ((raced + "intervals and p-values here are of runs whose number was fixed before",) if plan and plan.get("race") else ())
+        + _left_out(len(folders), unfinished, "have not ended")
+        + _left_out(len(folders), foreign, "are not in the plan"),
     )
 
 
@@ -194,7 +197,8 @@ def numbers(rows: Iterable[Row], column: str) -> list[float | None]:
             value = _float(cell)
             found.append(value if abs(value) <= _LARGEST else None)
         else:
-            problems.append(f"{row.where}: expected a number in {column!r}, got {_short(str(cell))}")
+            hint = "; decimals need a point" if isinstance(cell, str) and _is_number(cell.replace(",", ".", 1)) else ""
+            problems.append(f"{row.where}: expected a number in {column!r}, got {_short(str(cell))}{hint}")
     if problems:
         more = [f"… and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise InputError(*problems[:_SHOWN], *more)

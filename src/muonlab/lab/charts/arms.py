@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import altair as alt
@@ -105,13 +106,16 @@ def differences(results: Results) -> Chart | None:
     if len(rows) <= 10:
         layers.append(base.mark_text(dy=-14, fontSize=13).encode(x=alt.X("difference:Q", **x), text="verdict:N"))
     zone_text = f" The grey zone is the margin, ±{margin:g}: differences in it do not matter." if margin is not None else ""
-    caption = f"Difference of means with its {level(results)} confidence interval (Welch); left is better.{zone_text}"
+    interval = f"{level(results)} confidence interval (Welch, or of pairs where seeds are shown to make them worth it)"
+    if results.plan.get("race"):
+        interval = f"confidence sequence, which holds at every look, over all arms at {level(results)}"
+    caption = f"Difference of means with its {interval}; left is better.{zone_text}"
     height = row_height(order, 64)
     return Chart("difference", f"Difference from {baseline}", caption, alt.layer(*layers).properties(height=height))
 
 
 def _finite(value: float, otherwise: float) -> float:
-    return value if value == value else otherwise  # nan: one run has no interval
+    return value if math.isfinite(value) else otherwise  # one run has no interval, and a race's first looks none yet
 
 
 def ranked(results: Results) -> Chart | None:

@@ -14,6 +14,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
+from muonlab.lab.stats.samples import has_spread
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -36,7 +38,7 @@ def compare(arm: Sequence[float], baseline: Sequence[float], *, alpha: float = 0
         raise ValueError("expected values on both sides, got none on one")
     difference = statistics.fmean(arm) - statistics.fmean(baseline)
     no_margin = None if margin is None else math.nan
-    if min(len(arm), len(baseline)) < 2 or (np.ptp(arm) == 0 and np.ptp(baseline) == 0):
+    if min(len(arm), len(baseline)) < 2 or not (has_spread(arm) or has_spread(baseline)):
         return Comparison(difference, math.nan, math.nan, math.nan, no_margin)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # one side may have no spread: the test goes by the other's

@@ -9,10 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 _RESAMPLES = 9999
 _MOST_FOR_BOOTSTRAP = 5000  # beyond, it costs minutes and the mean is as good as normal
+
+
+def has_spread(values: ArrayLike) -> np.ndarray:
+    """Do the values (last axis) differ by more than what rounding makes of equal ones? Without that there is no test of them."""
+    x = np.asarray(values, dtype=float)
+    return np.ptp(x, axis=-1) > 1e-12 * np.abs(x).max(axis=-1)
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ def one_sample(values: Sequence[float], target: float, *, alpha: float = 0.01) -
     """Did the mean get below the target? The level is the speed-run rule's. Raises ValueError for no values."""
     found = summarize(values, alpha)
     p, low, high = math.nan, math.nan, math.nan
-    if found.n > 1 and found.minimum < found.maximum:
+    if found.n > 1 and has_spread(values):
         test: Any = stats.ttest_1samp(values, target, alternative="less")
         p = float(test.pvalue)
         low, high = _bootstrap(values, alpha)
@@ -111,7 +118,7 @@ def windows(values: Sequence[float], target: float, size: int, *, level: float =
     if not 2 <= size <= len(values):
         raise ValueError(f"expected a window of 2 to {len(values)} runs, got {size}")
     view = np.lib.stride_tricks.sliding_window_view(np.asarray(values, dtype=float), size)
-    if (np.ptp(view, axis=1) == 0).any():
+    if not has_spread(view).all():
         raise ValueError(f"a window of {size} runs has no spread: there is no test of it")
     test: Any = stats.ttest_1samp(view, target, axis=1, alternative="less")
     p = np.asarray(test.pvalue)

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from muonlab.lab.stats.comparison import Verdict, decimals
+from muonlab.lab.stats.samples import has_spread
 
 TAU = 1.5  # σ: the size of effects that the tests are sharpest for, measured in tests/unit/test_stats_sequential.py
 
@@ -104,7 +105,7 @@ def _moments(x: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
     mean = held.mean(axis=-1)
     within = ((held - mean[..., None]) ** 2).sum(axis=-1)
     # runs that all give the same number have no spread, whatever rounding says
-    within = np.where(held.max(axis=-1) > held.min(axis=-1), within, 0.0)
+    within = np.where(has_spread(held), within, 0.0)
     return x.shape[-1], np.where(finite, mean, np.nan), within
 
 
