@@ -154,7 +154,7 @@ def _blocked(table: np.ndarray) -> tuple[float, int, np.ndarray] | None:
     left = table - table.mean(axis=1, keepdims=True) - shifts
     freedom = (cells - 1) * (seeds - 1)
     variance = float(np.sum(left**2)) / freedom if freedom else 0.0
-    if variance <= 0:
+    if variance <= 1e-20 * float(np.var(table)):  # nothing but rounding is left: there is no estimate of chance
         return None
     f = cells * float(np.sum(shifts**2)) / (seeds - 1) / variance
     return (variance, freedom, shifts) if scipy_stats.f.sf(f, seeds - 1, freedom) < _SHOWN else None
