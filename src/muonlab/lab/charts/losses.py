@@ -147,7 +147,7 @@ def _who(results: Results, rows: list[dict[str, Any]]) -> str:
 
 
 def _cuts(results: Results, key: str, cut: bool) -> list[str]:
-    found = ["Losses above the axis are cut off."] if cut else []
+    found = ["Losses above the axis are cut off: it begins where the curves come down to it."] if cut else []
     if was_thinned(results.runs, key, MEAN_POINTS):
         found.append(f"Drawn from {MEAN_POINTS} points an arm; the tables use all of them.")
     return found
