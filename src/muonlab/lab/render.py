@@ -22,29 +22,45 @@ class Picture:
     svg: str | None = None
 
 
-def render(pictures: list[Picture], version: str) -> str:
-    """Writes the pictures, and returns the JavaScript that draws such definitions in a page without a network.
+class Bundle:
+    """The JavaScript that draws definitions in a page without a network; it is made while other work goes on."""
 
-    version: of Vega-Lite.
+    def __init__(self, version: str) -> None:
+        self._process = _start({"version": version, "bundle": True, "pictures": []})
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def text(self) -> str:
+        """Waits for it. Raises RuntimeError if it could not be made."""
+        return _end(self._process)
+
+
+def render(pictures: list[Picture], version: str) -> None:
+    """Writes the pictures, by as many processes as there are cores. version: of Vega-Lite.
 
     Raises OSError if a file cannot be written, RuntimeError if a definition cannot be drawn.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(cores, 1 + len(pictures) // 4)
     shares = [{"version": version, "bundle": False, "pictures": [asdict(p) for p in pictures[i::count]]} for i in range(count)]
-    shares[-1]["bundle"] = True
     others = [_start(share) for share in shares[1:]]
     try:
-        bundle = _work(shares[0])
-        return "".join([bundle, *(_end(process) for process in others)])
+        _work(shares[0])
+        for process in others:
+            _end(process)
     finally:
         for process in others:
             process.kill()
+            process.wait()
 
 
 def _start(share: dict[str, Any]) -> subprocess.Popen[bytes]:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, "-P", __file__], **pipes)  # pyright: ignore
+    process = subprocess.Popen([sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     process.stdin.write(json.dumps(share).encode())
     process.stdin.close()
@@ -69,7 +85,8 @@ def _work(share: dict[str, Any]) -> str:
             data = vl_convert.svg_to_png(svg, scale=2)
             with open(picture["png"], "wb") as file:
                 file.write(data)
-    return vl_convert.javascript_bundle(vl_version=share["version"]) if share["bundle"] else ""  # pyright: ignore
+    # its stub asks for a snippet, which has a default
+    return vl_convert.javascript_bundle(vl_version=share["version"]) if share["bundle"] else ""  # pyright: ignore[reportCallIssue]
 
 
 if __name__ == "__main__":

@@ -55,25 +55,21 @@ def write_report(
     folder without a sweep, or one that cannot be written.
     """
     sweep = load_sweep(directory) if sweep is None else sweep
-    results = compute(sweep, audit(Path(directory), sweep).sentences())
     target = Path(out) if out is not None else Path(directory) / "report"
-    drawn = charts.charts(results)
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        for name in charts.NAMES:  # an earlier report may have had charts that this one lacks
-            for kind in ("png", "svg"):
-                (target / f"{name}.{kind}").unlink(missing_ok=True)
-        bundle = _pictures(drawn, target, svg)
-        content = _content(results, drawn)
-        specs, numbers = packed([chart.spec("container") for chart in drawn])
+        with render.Bundle(charts.VEGA_LITE) as bundle:
+            results = compute(sweep, audit(Path(directory), sweep).sentences())
+            drawn = charts.charts(results)
+            target.mkdir(parents=True, exist_ok=True)
+            _pictures(drawn, target, svg)
+            _tables(results, target, parquet, curves)
+            content = _content(results, drawn)
+            specs, numbers = packed([chart.spec("container") for chart in drawn])
+            themes = {mode: charts.theme(mode) for mode in ("light", "dark")}
+            libraries = bundle.text() if drawn else ""
         page = _TEMPLATES.get_template("report.html.j2").render(
-            **content,
-            specs=specs,
-            numbers=numbers,
-            themes={mode: charts.theme(mode) for mode in ("light", "dark")},
-            bundle=bundle if drawn else "",
+            **content, specs=specs, numbers=numbers, themes=themes, bundle=libraries
         )
-        _tables(results, target, parquet, curves)
         write_atomically(target / "report.md", _TEMPLATES.get_template("report.md.j2").render(**content))
         write_atomically(target / "results.json", json.dumps(as_json(results), indent=1, allow_nan=False) + "\n")
         write_atomically(target / "report.html", page)
@@ -82,14 +78,16 @@ def write_report(
     return target / "report.html", results
 
 
-def _pictures(drawn: list[charts.Chart], target: Path, svg: bool) -> str:
-    """Writes them, and returns the libraries for the page."""
+def _pictures(drawn: list[charts.Chart], target: Path, svg: bool) -> None:
+    for name in charts.NAMES:  # an earlier report may have had charts that this one lacks
+        for kind in ("png", "svg"):
+            (target / f"{name}.{kind}").unlink(missing_ok=True)
     light = {"config": charts.theme("light")}
     pictures = [
         render.Picture(chart.spec() | light, str(target / f"{chart.name}.png"), str(target / f"{chart.name}.svg") if svg else None)
         for chart in drawn
     ]
-    return render.render(pictures, charts.VEGA_LITE) if pictures else ""
+    render.render(pictures, charts.VEGA_LITE)
 
 
 def _content(results: Results, drawn: list[charts.Chart]) -> dict[str, Any]:

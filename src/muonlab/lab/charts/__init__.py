@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from altair.utils.schemapi import debug_mode
+
 from muonlab.lab.charts.arms import differences, finals, ranked, train_times
 from muonlab.lab.charts.designs import effects, sweep
 from muonlab.lab.charts.losses import curves, losses_of, multiples
@@ -27,7 +29,8 @@ NAMES = (
 def charts(results: Results) -> list[Chart]:
     """The charts that a sweep's figures allow, in the order of NAMES."""
     losses = losses_of(results)
-    found = [curves(results, losses, clock) for clock in ("step", "tokens", "seconds")]
-    found += [make(results) for make in (sweep, effects, finals, differences, ranked, train_times)]
-    found.append(multiples(results, losses))
+    with debug_mode(False):  # else altair checks all rows anew with each piece; Chart.spec checks the whole once
+        found = [curves(results, losses, clock) for clock in ("step", "tokens", "seconds")]
+        found += [make(results) for make in (sweep, effects, finals, differences, ranked, train_times)]
+        found.append(multiples(results, losses))
     return [chart for chart in found if chart is not None]

@@ -7,7 +7,21 @@ from typing import Any
 
 import altair as alt
 
-from muonlab.lab.charts.style import COLORS, DASHES, GREY, HEIGHT, RED, Chart, by_value, color, data, shown, tooltips, value_color
+from muonlab.lab.charts.style import (
+    COLORS,
+    DASHES,
+    GREY,
+    HEIGHT,
+    RED,
+    WIDTH,
+    Chart,
+    by_value,
+    color,
+    data,
+    shown,
+    tooltips,
+    value_color,
+)
 from muonlab.lab.curves import MEAN_POINTS, RUN_POINTS, loss_key, mean_curves, run_curves, strays, was_thinned
 from muonlab.lab.results import Results
 from muonlab.lab.targets import targets_of
@@ -147,7 +161,7 @@ def _who(results: Results, rows: list[dict[str, Any]]) -> str:
 
 
 def _cuts(results: Results, key: str, cut: bool) -> list[str]:
-    found = ["Losses above the axis are cut off."] if cut else []
+    found = ["Losses above the axis are cut off: it begins where the curves come down to it."] if cut else []
     if was_thinned(results.runs, key, MEAN_POINTS):
         found.append(f"Drawn from {MEAN_POINTS} points an arm; the tables use all of them.")
     return found
@@ -207,10 +221,12 @@ def multiples(results: Results, losses: Losses) -> Chart | None:
     if reference:
         grey = alt.Chart().transform_filter("datum.status == 'baseline'").mark_line(strokeWidth=2.5, color=GREY, opacity=0.6)
         layers.insert(0, grey.encode(x=x, y=y))
-    small = alt.layer(*layers).properties(width=150, height=100)
-    header = alt.Header(title=None, labelLimit=150, labelFontWeight=600)
+    columns = min(4, len(names))
+    one = (WIDTH - 14 * (columns - 1)) // columns
+    small = alt.layer(*layers).properties(width=one, height=100 if columns > 2 else 160)
+    header = alt.Header(title=None, labelLimit=one, labelFontWeight=600)
     facet = alt.Facet("arm:N", sort=names, header=header)
-    chart = small.facet(facet=facet, columns=min(4, len(names)), data=alt.InlineData(values=[*shadow, *rows]), spacing=14)
+    chart = small.facet(facet=facet, columns=columns, data=alt.InlineData(values=[*shadow, *rows]), spacing=14)
     caption = f"{_LOSSES[key].capitalize()} by step, one line a run."
     caption += f" The thick grey line is the mean of {results.plan['baseline']}." if reference else ""
     caption += " Losses above the axis are cut off." if cut else ""
