@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from muonlab.errors import InputError
 from muonlab.lab.collection import collect
 from muonlab.lab.importers import folders, import_logs
 from muonlab.lab.importers.columns import parse_map
+from muonlab.lab.importers.files import read_file
 from muonlab.lab.results import compute
 from muonlab.train.run_folder import RunFolder
 
@@ -104,6 +106,77 @@ def test_lines_of_other_kinds_and_line_ends_of_windows():
     assert run.seed == 41
     assert run.run["provenance"]["import"]["seed_stated"] is True
     assert run.run["provenance"]["gpu"] == "8 × NVIDIA H200"
+
+
+PROGRAM = "import os\nimport torch\nmodel = GPT()  # step:1/9\n"
+FACTS = "Running pytorch 2.6.0.dev20241010+cu124 compiled for CUDA 12.4\nnvidia-smi:\nTue Oct 22 10:20:30 2024       \n"
+STEPS = (
+    "step:0/5690 val_loss:10.8258 train_time:0ms step_avg:nanms\nstep:1/5690 train_time:91ms step_avg:91.00ms\n"
+    "step:5690/5690 val_loss:3.2791 train_time:1391391ms step_avg:247.97ms\n"
+    "peak memory allocated: 31249 MiB reserved: 40258 MiB\n"
+)
+
+
+def test_logs_of_2024_have_a_line_above_the_program_too():
+    (imported,) = import_logs([write("a/x.txt", f"{RULER}\n{PROGRAM}{RULER}\n{FACTS}{RULER}\n{STEPS}")], "out")
+    folder = RunFolder(f"out/{imported.folder}")
+    assert (folder.path / "source.py").read_text() == PROGRAM
+    assert [(row["step"], row["val_loss"], row["seconds"]) for row in folder.rows()] == [
+        (0, 10.8258, 0.0),
+        (5690, 3.2791, 1391.391),
+    ]
+    assert (folder.run() or {})["provenance"]["versions"]["cuda"] == "12.4"
+    (plain,) = import_logs([write("b/x.txt", f"{RULER}\n{FACTS}{RULER}\n{STEPS}")], "plain")
+    assert not Path(f"plain/{plain.folder}/source.py").exists(), "facts of the machine are no program"
+    assert (RunFolder(f"plain/{plain.folder}").run() or {})["provenance"]["started"] == "2024-10-22T10:20:30"
+
+
+def test_a_log_cut_anywhere_says_nothing_that_the_whole_one_does_not():
+    whole = f"{PROGRAM}{RULER}\n{FACTS}{RULER}\n{STEPS}"
+    known = [(0, 10.8258, 0.0), (5690, 3.2791, 1391.391)]
+    for end in range(whole.index("step:0/"), len(whole)):
+        path = Path(write("a/x.txt", whole[:end]))
+        try:
+            (run,) = read_file(path, {})
+        except InputError:
+            continue
+        rows = [(row["step"], row.get("val_loss"), row.get("seconds")) for row in run.rows]
+        assert all(row in known or (row[:2] == known[1][:2] and row[2] is None) for row in rows), (end, rows)
+        assert run.cut_at is None or run.cut_at == 0
+
+
+def test_packed_logs_and_what_torchrun_prints_first():
+    text = f"[rank0]: a warning\n{PROGRAM}{RULER}\n{FACTS}Foo Bar 99 99:99:99 2024\n{RULER}\n{STEPS}"
+    Path("a").mkdir()
+    Path("a/x.txt.gz").write_bytes(gzip.compress(text.encode()))
+    Path("a/t.csv.gz").write_bytes(gzip.compress(b"step,val_loss\n10,3.5\n"))
+    import_logs(["a"], "out")
+    assert curves("out") == {("t", 0): [(10, 3.5, None)], ("a", 0): [(0, 10.8258, 0.0), (5690, 3.2791, 1391.391)]}
+    with pytest.raises(InputError, match="duplicate"):
+        import_logs([write("b/y.txt", text)], "out")
+    Path("a/x.txt.gz").write_bytes(gzip.compress(text.encode())[:-9])
+    with pytest.raises(InputError, match=r"x\.txt\.gz: cannot be unpacked.*is the file cut"):
+        import_logs(["a/x.txt.gz"], "cut")
+
+
+def test_steps_and_times_below_zero_are_refused():
+    for text, named in (("step,val_loss\n-1,3.5\n", "step -1"), ("step,val_loss,seconds\n1,3.5,-2\n", "seconds -2.0")):
+        with pytest.raises(InputError, match=f"{named}: expected a number of 0 or more"):
+            import_logs([write("a.csv", text)], "out")
+    assert left("a.csv") == []
+
+
+def test_a_given_arm_is_that_of_tables_too():
+    write("table.csv", "arm,seed,step,val_loss\na,0,10,3.5\nb,1,10,3.4\n")
+    write("wandb.csv", "Step,muon-1 - val_loss,muon-2 - val_loss\n10,3.3,3.2\n")
+    import_logs(["table.csv"], "out", arm="c")
+    import_logs(["wandb.csv"], "out", arm="c")
+    assert [*curves("out")] == [("c", 0), ("c", 1), ("c", 2), ("c", 3)]
+
+
+def test_a_long_file_name_is_imported():
+    import_logs([write("a/" + "x" * 240 + ".txt", STEPS)], "out")
+    assert len(collect("out").runs) == 1
 
 
 def test_powershell_writes_utf16():

@@ -19,6 +19,7 @@ import torch
 
 import muonlab
 from muonlab.errors import InputError, RunError
+from muonlab.lab.audit import audit
 from muonlab.lab.collection import collect
 from muonlab.lab.results import compute
 from muonlab.train.run_folder import RunFolder
@@ -178,6 +179,9 @@ def test_pauses_are_not_charged(monkeypatch):
         ({"step": 2, "a": "x", "b": "y"}, "a: expected one number.*\n.*b: expected one number"),
         ({"step": 2, "crc": 1}, "crc: this name is muonlab's own"),
         ({"step": -1, "val_loss": 1.0}, "step: expected a whole number of 0 or more, got -1"),
+        ({"step": 10**30, "val_loss": 1.0}, "step: expected a whole number"),
+        ({"step": 2, "val_loss": 10**400}, "val_loss: expected one number, got int"),
+        ({"step": 2, "val_loss": 1.0, "seconds": -1}, "seconds: expected a number of 0 or more"),
         ({"step": 2.5, "val_loss": 1.0}, "step: expected a whole number of 0 or more, got 2.5"),
         ({"step": "2", "val_loss": 1.0}, "step: expected a whole number"),
         ({"step": float("inf"), "val_loss": 1.0}, "step: expected a whole number"),
@@ -303,6 +307,21 @@ def test_a_row_that_cannot_be_written_is_a_run_error(monkeypatch):
         run.log(step=1, val_loss=1.0)
         monkeypatch.setattr(RunFolder, "append_row", full)
         run.log(step=2, val_loss=1.0)
+
+
+def test_a_config_may_use_the_names_of_recipes_in_its_own_way():
+    for arm, config in {
+        "adamw": {"optimizer": "adamw"},
+        "muon": {"optimizer": {"roles": "all", "decay": "update"}},
+        "sgd": {},
+    }.items():
+        for project in ("differing", "alike"):
+            for seed in range(2):
+                with muonlab.run(arm, seed=seed, project=project, config=config if project == "differing" else {"lr": 0.1}) as run:
+                    run.log(step=1, val_loss=3.0 + seed)
+    for project in ("differing", "alike"):
+        directory = Path("runs") / project
+        assert audit(directory, collect(directory)).disguised == [], "equal settings of other people's programs are not equal arms"
 
 
 def test_collections_are_checked():

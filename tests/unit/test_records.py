@@ -225,7 +225,7 @@ def files_of(record):
 
 
 def test_every_file_altered_or_missing_is_noticed(record):
-    assert len(files_of(record)) == 5 + 7 * 5
+    assert len(files_of(record)) == 5 + 2 + 7 * 5, "two are for git"
     for path in files_of(record):
         original = path.read_bytes()
         changes = [original + b" ", original[:-1], original.replace(b"e", b"i", 1), b"", None]
@@ -306,8 +306,12 @@ def test_a_row_altered_together_with_everything_that_follows_from_it_is_noticed(
     folder.metrics_file.write_text("".join(map(format_row, rows)))
     result = folder.result()
     write_json(folder.result_file, result | {"val_loss": 3.2700, "best_val_loss": 3.2700})
-    certify("runs", rule="speedrun", target=3.28, out="forged")
-    assert any("altered after the import" in difference for difference in verify("forged").differences)
+    with pytest.raises(InputError, match=r"no record that verifies:\n.*altered after the import"):
+        certify("runs", rule="speedrun", target=3.28, out="forged")
+    assert not Path("forged").exists()
+    shutil.copytree(folder.path, record / "runs" / folder.path.name, dirs_exist_ok=True)
+    (record / "SHA256SUMS").write_text(sums(record))
+    assert any("altered after the import" in difference for difference in verify(record).differences)
 
 
 def test_logged_runs_and_sweeps_have_records_too():
@@ -418,3 +422,61 @@ def test_a_folder_that_cannot_be_written_is_named(monkeypatch):
     monkeypatch.setattr(shutil, "copyfile", refused)
     with pytest.raises(InputError, match="record: cannot be written: Permission denied; nothing was left there; choose another"):
         certify("runs", rule="speedrun", target=3.28, out="record")
+
+
+def test_a_git_checkout_verifies(record):
+    """With line ends of Windows, and in a repository that ignores what a record holds."""
+    Path(".gitignore").write_text("runs/\n*.txt\n*.jsonl\noriginals/\n")
+    git = ["git", "-c", "core.autocrlf=true", "-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "core.safecrlf=false"]
+    subprocess.run([*git, "init", "-q", "."], check=True)
+    subprocess.run([*git, "add", "record"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "record"], check=True)
+    shutil.rmtree(record)
+    subprocess.run([*git, "checkout", "-q", "--", "record"], check=True)
+    assert verify(record).differences == []
+
+
+def test_a_run_left_out_although_its_log_holds_it_is_noticed():
+    """The unlucky one is deleted from the folder before it is certified: the log that was kept still knows it."""
+    rows = "".join(f"a,r{seed},{seed},10,{loss}\n" for seed, loss in enumerate((3.27, 3.271, 3.272, 3.4)))
+    Path("table.csv").write_text("arm,run,seed,step,val_loss\n" + rows + "b,r9,0,10,3.5\n")
+    options = {"rule": "speedrun", "target": 3.28, "arm": "a"}
+    import_logs(["table.csv"], "runs")
+    assert verify(certify("runs", out="whole", **options).path).differences == []
+    (unlucky,) = Path("runs").glob("a-seed3-*")
+    shutil.rmtree(unlucky)
+    with pytest.raises(InputError, match=r"no record that verifies.*\n.*holds runs of a that were left out: r3/3"):
+        certify("runs", out="lucky", **options)
+    assert not Path("lucky").exists()
+    (kept,) = Path("whole/runs").glob("a-seed3-*")
+    shutil.rmtree(kept)
+    Path("whole/SHA256SUMS").write_text(sums(Path("whole")))
+    assert any("left out: r3/3" in line for line in verify("whole").differences)
+    import_logs(["table.csv"], "given", arm="c")
+    (other,) = Path("given").glob("c-seed4-*")
+    shutil.rmtree(other)
+    with pytest.raises(InputError, match="holds runs of c that were left out: r9/0"):
+        certify("given", out="lucky", rule="speedrun", target=3.28)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda run: run | {"provenance": "x"},
+        lambda run: run | {"provenance": {"import": "x"}},
+        lambda run: run | {"seed": "x"},
+        lambda run: run | {"seed": None, "provenance": None},
+    ],
+)
+def test_a_run_of_another_shape_is_a_difference(record, change):
+    folder = RunFolder(min((record / "runs").iterdir()))
+    write_json(folder.run_file, change(folder.run()))
+    assert any(line.startswith(f"runs/{folder.path.name}") for line in verify(record).differences)
+
+
+def test_an_earlier_record_without_hashes_is_a_difference(record):
+    shutil.copytree(record, "earlier")
+    Path("earlier/SHA256SUMS").unlink()
+    assert any(
+        "is not the record that this one was compared with" in line for line in verify(record, against="earlier").differences
+    )

@@ -130,8 +130,12 @@ def verify(record: Path, *, against: Path | None = None, json: Json = False) -> 
         say(f"note: {note}")
     answer = {"record": str(record), "verified": not found.differences, "differences": found.differences, "notes": found.notes}
     if json or not found.differences:
-        figures = found.content["figures"]
-        rule = f"rule {found.content['rule']} {'met' if figures['met'] else 'not met'}" if not found.differences else ""
-        show(answer, json, lambda: f"{record}: verified, {figures['runs']} run{'' if figures['runs'] == 1 else 's'}, {rule}")
+        show(answer, json, lambda: _verified_in_words(found.content, record))
     if found.differences:
         raise RunError("\n".join([f"{record}: does not verify", *(f"  {difference}" for difference in found.differences)]))
+
+
+def _verified_in_words(content: dict[str, Any], record: Path) -> str:
+    figures = content["figures"]
+    rule = f"rule {content['rule']} {'met' if figures['met'] else 'not met'}"
+    return f"{record}: verified, {figures['runs']} run{'' if figures['runs'] == 1 else 's'}, {rule}"

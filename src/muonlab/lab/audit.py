@@ -72,12 +72,18 @@ def audit(directory: Path, sweep: Sweep) -> Audit:
         **by_status,
         duplicates=_duplicates(sweep.runs, strangers),
         foreign=[f"{name}: {_reason(run, sweep)}" for name, run in strangers.items()],
-        disguised=[d.because for d in disguise.find([(c["name"], c["recipe"]) for c in sweep.plan["cells"] if c["recipe"]])],
+        disguised=_disguised(directory, sweep),
         failed=failed,
         off_budget=_off_budget(sweep),
         reasons=reasons | {folder: known[folder] for folder in failed},
         labels={run.folder: f"{run.cell}, seed {run.seed}" for run in sweep.runs},
     )
+
+
+def _disguised(directory: Path, sweep: Sweep) -> list[str]:
+    if read_plan(directory) is None:
+        return []  # settings of other people's programs: "optimizer" may be a name there, and equal ones are not equal programs
+    return [found.because for found in disguise.find([(c["name"], c["recipe"]) for c in sweep.plan["cells"] if c["recipe"]])]
 
 
 def _strangers(directory: Path, sweep: Sweep) -> dict[str, dict[str, Any] | str]:

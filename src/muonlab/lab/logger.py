@@ -130,6 +130,8 @@ class Run:
             if read is None:
                 problems.append(f"{where}: {key}: expected one number, got {_shown(value)}")
                 continue
+            if key in ("seconds", "tokens") and read < 0:
+                problems.append(f"{where}: {key}: expected a number of 0 or more, got {_shown(value)}")
             finite = math.isfinite(read)
             broken = broken or (key == "val_loss" and not finite)
             row[key] = read if finite else None  # JSON has no NaN
@@ -279,11 +281,15 @@ def _number(value: Any) -> int | float | None:
         value = value.item()  # type: ignore[attr-defined]
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
-    return int(value) if isinstance(value, numbers.Integral) else float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number that no float can hold
+        return None
+    return int(value) if isinstance(value, numbers.Integral) else number
 
 
 def _is_count(number: int | float | None) -> bool:
-    return number is not None and math.isfinite(number) and number == int(number) and number >= 0
+    return number is not None and math.isfinite(number) and number == int(number) and 0 <= number < 2**63
 
 
 def _shown(value: Any) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import codecs
 import glob
+import gzip
+import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from muonlab.errors import InputError
@@ -23,7 +26,7 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
     for given in paths:
         path = Path(given)
         if path.is_dir():
-            below = [p for p in sorted(path.rglob("*")) if p.is_file() and (p.suffix.lower() in _SUFFIXES or is_event_file(p))]
+            below = [p for p in sorted(path.rglob("*")) if p.is_file() and _may_be_log(p)]
             found += below
             if not below:
                 problems.append(f"{path}: this folder holds no logs ({', '.join(_SUFFIXES)} or TensorBoard's event files)")
@@ -41,13 +44,17 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
     return list({path.resolve(): path for path in found}.values())
 
 
+def _may_be_log(path: Path) -> bool:
+    return Path(path.name.lower().removesuffix(".gz")).suffix in _SUFFIXES or is_event_file(path)
+
+
 def read_file(path: Path, given: Mapping[str, str], arm: str | None = None, name: str | None = None) -> list[ParsedRun]:
     """The runs in a file. Raises InputError, with the file's name, for what is no log or holds no evaluation.
 
     arm: for all runs of the file; default: what the file says, else the folder that a text log lies in, or a table's name.
     name: what the file was called, if it has another name now.
     """
-    name = name or path.name
+    name = (name or path.name).removesuffix(".gz")
     folder = path.resolve().parent.name or "runs"
     if is_event_file(path):
         runs = [read_events(path, arm or folder, given)]
@@ -56,15 +63,17 @@ def read_file(path: Path, given: Mapping[str, str], arm: str | None = None, name
         start = text.lstrip()[:1]
         if not start:
             raise InputError(f"{path}: the file is empty")
-        if start in "{[":
-            runs = read_json_lines(text, name, arm or Path(name).stem, given)
-        elif is_speedrun(text):
+        if is_speedrun(text):  # before JSON: torchrun's own lines, such as "[rank0]: ...", may come first
             runs = [read_speedrun(text, arm or folder, name)]
+        elif start in "{[":
+            runs = read_json_lines(text, name, arm or Path(name).stem, given)
         elif any(mark in text.split("\n", 1)[0] for mark in ",;\t"):
             runs = read_csv(text, name, arm or Path(name).stem, given)
         else:
             expected = "lines such as step:100/1000 val_loss:3.5, a table with a header (CSV), or JSON lines"
             raise InputError(f"{path}: not a log that is known here: expected {expected}")
+    if arm is not None:  # what was asked for, also where a table names arms of its own
+        runs = [replace(run, arm=arm) for run in runs]
     if not runs:
         raise InputError(f"{path}: holds no evaluation: a header and no rows")
     for run in runs:
@@ -80,6 +89,11 @@ def _text(path: Path) -> str:
         raw = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if raw.startswith(b"\x1f\x8b"):
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{path}: cannot be unpacked: {error}: is the file cut?") from None
     encoding = "utf-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
         text = raw.decode(encoding)

@@ -45,7 +45,7 @@ class _Origin:
 
     @property
     def kept_as(self) -> str:
-        return f"{ORIGINALS}/{self.sha256[:12]}-{re.sub(r'[^A-Za-z0-9._+=-]+', '-', self.path.name)}"
+        return f"{ORIGINALS}/{self.sha256[:12]}-{re.sub(r'[^A-Za-z0-9._+=-]+', '-', self.path.name)[-100:]}"
 
 
 def import_logs(

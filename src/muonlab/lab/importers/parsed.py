@@ -12,6 +12,7 @@ from muonlab.errors import InputError
 from muonlab.lab.collection import has_diverged
 
 _SEVERAL = "more than one run in one file? Name the column that tells them apart (--map run=COLUMN), or keep one run a file"
+_COUNTED = ("step", "seconds", "tokens")
 Row = dict[str, Any]  # step, and what else is known of tokens, seconds, train_loss, val_loss, lr
 
 
@@ -61,6 +62,9 @@ def rows_of(values: list[tuple[int, dict[str, float | int | None]]], where: str)
     rows: list[Row] = []
     for step, found in values:
         known = {key: value for key, value in found.items() if value is not None}
+        below = [f"{key} {value}" for key, value in {"step": step, **known}.items() if key in _COUNTED and value < 0]
+        if below:
+            raise InputError(f"{where}: {', '.join(below)}: expected a number of 0 or more")
         if rows and step < rows[-1]["step"]:
             raise InputError(f"{where}: step {step} comes after step {rows[-1]['step']}: {_SEVERAL}")
         if not rows or rows[-1]["step"] != step:

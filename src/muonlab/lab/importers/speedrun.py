@@ -4,6 +4,7 @@ then lines such as `step:125/1770 val_loss:4.6555 train_time:12222ms step_avg:97
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ from muonlab.lab.importers.parsed import ParsedRun, rows_of
 
 _STEP = re.compile(r"^step:(\d+)/(\d+)((?: +[a-z_]+:\S+)+) *\r?$", re.MULTILINE)
 _RULER = re.compile(r"^={50,}[ \t]*\r?\n", re.MULTILINE)  # the logs' own are 100 wide; underlines in a docstring are shorter
+_IMPORT = re.compile(r"^(?:import|from) \w", re.MULTILINE)
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0}
 
 
@@ -21,7 +23,12 @@ def is_speedrun(text: str) -> bool:
 
 def read_speedrun(text: str, arm: str, name: str) -> ParsedRun:
     """The run in a log. Raises InputError if the log holds more than one."""
+    if text and not text.endswith("\n"):  # "val_loss:3.27" may be what is left of "val_loss:3.2791", "12m" of "12ms"
+        text = re.sub(r"^step:.*(?<!s)\Z", "", text, flags=re.MULTILINE)
     ruler = _RULER.search(text)
+    second = _RULER.search(text, ruler.end()) if ruler and not text[: ruler.start()].strip() else None
+    if ruler and second and _IMPORT.search(text, ruler.end(), second.start()):  # logs of 2024 have one above the program too
+        text, ruler = text[ruler.end() :], _RULER.search(text[ruler.end() :])
     source, told = (text[: ruler.start()], text[ruler.end() :]) if ruler else (None, text)
     if source is not None and not source.strip():
         source = None
@@ -60,7 +67,8 @@ def _facts(text: str) -> dict[str, Any]:
     elif match := re.search(r"device_name=(.+?)(?: with world_size=(\d+))?\s*$", text, flags=re.MULTILINE):
         facts["gpu"] = f"{match[2]} × {match[1]}" if match[2] else match[1]
     if match := re.search(r"^[A-Z][a-z]{2} ([A-Z][a-z]{2}) +(\d+) (\d\d:\d\d:\d\d) (\d{4})\s*$", text, flags=re.MULTILINE):
-        facts["started"] = datetime.strptime(" ".join(match.groups()), "%b %d %H:%M:%S %Y").isoformat()
+        with suppress(ValueError):  # a line that only looks like nvidia-smi's date
+            facts["started"] = datetime.strptime(" ".join(match.groups()), "%b %d %H:%M:%S %Y").isoformat()
     if match := re.search(r"^(?:Using )?seed[=:] ?(\d+)\s*$", text, flags=re.MULTILINE | re.IGNORECASE):
         facts["seed"] = int(match[1])
     return facts

@@ -23,6 +23,9 @@ from muonlab.train.run_folder import sync_directory
 
 _KEPT = ("run.json", "metrics.jsonl", "result.json", "error.json", "source.py")  # of a run's folder; checkpoints are not
 
+# A checkout must give the bytes back, and a repository's .gitignore (runs/, *.log) must not leave any of them out.
+_FOR_GIT = {".gitattributes": "* -text\n", ".gitignore": "# every file belongs to the record\n!*\n"}
+
 
 @dataclass(frozen=True)
 class Certified:
@@ -149,7 +152,12 @@ def _build(directory: Path, parent: Path, runs: list[RunRecord], files: dict[str
                 shutil.copyfile(directory / origin, stage / origin)
         for name, text in files.items():
             (stage / name).write_text(text, encoding="utf-8")
+        for name, text in _FOR_GIT.items():
+            (stage / name).write_text(text, encoding="utf-8")
         (stage / SUMS).write_text(sums(stage), encoding="utf-8")
+        differences = verify(stage).differences
+        if differences:
+            raise InputError(f"{directory}: its runs make no record that verifies:", *(f"  {line}" for line in differences[:10]))
         out.parent.mkdir(parents=True, exist_ok=True)
         os.rename(stage, out)
         sync_directory(out.parent)

@@ -43,8 +43,12 @@ def verify(directory: str | Path, *, against: str | Path | None = None) -> Verif
     notes: list[str] = []
     runs, problems = _runs(directory, declared.arm)
     differences += problems
+    ids = {run.run["id"] for run in runs}
     for run in runs:
-        differences += _run_differences(directory, run, notes)
+        try:
+            differences += _run_differences(directory, run, ids, notes)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            differences.append(f"{RUNS}/{run.folder}: cannot be checked: {type(error).__name__} {str(error)[:80]}")
     if not problems:
         differences += _computed_differences(directory, declared, runs)
     if against is not None:
@@ -115,7 +119,7 @@ def _runs(directory: Path, arm: str) -> tuple[list[RunRecord], list[str]]:
             run = RunFolder(path).run()
         except InputError:
             run = None
-        if run is None or not {"id", "seed", "provenance"} <= run.keys():
+        if run is None or not {"id", "seed", "provenance"} <= run.keys() or not isinstance(run["seed"], int):
             problems.append(f"{RUNS}/{path.name}/run.json: missing or damaged")
             continue
         record = read_record(directory / RUNS, {"cell": arm, "seed": run["seed"], "id": run["id"], "folder": path.name})
@@ -126,7 +130,7 @@ def _runs(directory: Path, arm: str) -> tuple[list[RunRecord], list[str]]:
     return sorted(runs, key=lambda run: (run.seed, run.folder)), problems
 
 
-def _run_differences(directory: Path, run: RunRecord, notes: list[str]) -> Iterator[str]:
+def _run_differences(directory: Path, run: RunRecord, ids: set[str], notes: list[str]) -> Iterator[str]:
     folder = RunFolder(directory / RUNS / run.folder)
     where = f"{RUNS}/{run.folder}"
     if folder.metrics_file.is_file():
@@ -136,7 +140,7 @@ def _run_differences(directory: Path, run: RunRecord, notes: list[str]) -> Itera
             yield f"{where}/metrics.jsonl: altered (checksum) at line {', '.join(broken[:5])}"
     yield from (f"{where}/result.json: {line}" for line in _result_differences(run))
     if run.run.get("source") == "import":
-        yield from _import_differences(directory, run, notes)
+        yield from _import_differences(directory, run, ids, notes)
 
 
 def _result_differences(run: RunRecord) -> Iterator[str]:
@@ -150,8 +154,8 @@ def _result_differences(run: RunRecord) -> Iterator[str]:
             yield f"{key} is {run.result.get(key)!r}, the rows say {said[key]!r}"
 
 
-def _import_differences(directory: Path, run: RunRecord, notes: list[str]) -> Iterator[str]:
-    """An imported run's id is the hash of its content, and its log, read again, gives the same."""
+def _import_differences(directory: Path, run: RunRecord, ids: set[str], notes: list[str]) -> Iterator[str]:
+    """An imported run's id is the hash of its content, and its log, read again, gives the same. ids: of all runs in the record."""
     where, origin = f"{RUNS}/{run.folder}", run.run["provenance"].get("import", {})
     source_file = directory / where / "source.py"
     raw = source_file.read_bytes() if source_file.is_file() else None
@@ -165,7 +169,7 @@ def _import_differences(directory: Path, run: RunRecord, notes: list[str]) -> It
         yield f"{origin.get('kept_as')}: missing, or not the log that {run.folder} comes from"
         return
     try:
-        found = {parsed.id for parsed in _reread(original, origin)}
+        found = {parsed.id: parsed for parsed in _reread(original, origin)}
     except InputError as error:
         if "pip install" in str(error):
             notes.append(f"{origin['kept_as']}: not read again: {str(error).rpartition(': ')[0].rpartition(': ')[2]}")
@@ -174,6 +178,12 @@ def _import_differences(directory: Path, run: RunRecord, notes: list[str]) -> It
         return
     if run.run["id"] not in found:
         yield f"{where}: is not what its log says ({origin['kept_as']})"
+        return
+    arm = found[run.run["id"]].arm  # where another was given at the import, all runs of the log belong to that
+    left = [parsed.name for key, parsed in found.items() if key not in ids and (arm != run.run["arm"] or parsed.arm == arm)]
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        yield f"{origin['kept_as']}: this log holds runs of {run.run['arm']} that were left out: {', '.join(left[:5])}{more}"
 
 
 def _reread(original: Path, origin: dict[str, Any]) -> list[Any]:
@@ -185,7 +195,7 @@ def _computed_differences(directory: Path, declared: Declared, runs: list[RunRec
         stored = {name: (directory / name).read_text(encoding="utf-8") for name in _COMPUTED if (directory / name).is_file()}
         against = json.loads(stored[AGAINST]) if declared.against_sha256 is not None else None
         now = derived(declared, runs, against)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         yield f"the figures cannot be computed again: {type(error).__name__} {str(error)[:80]}"
         return
     for name, text in now.items():
@@ -204,5 +214,5 @@ def _first_difference(stored: str, computed: str) -> str:
 def _against_differences(declared: Declared, against: Path) -> Iterator[str]:
     earlier = verify(against)
     yield from (f"{against}: {difference}" for difference in earlier.differences)
-    if hashlib.sha256((against / SUMS).read_bytes()).hexdigest() != declared.against_sha256:
+    if not (against / SUMS).is_file() or hashlib.sha256((against / SUMS).read_bytes()).hexdigest() != declared.against_sha256:
         yield f"{against}: is not the record that this one was compared with"
