@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import statistics
@@ -19,7 +20,7 @@ from muonlab.lab.facts import cost, facts
 from muonlab.lab.findings import answer, notes
 from muonlab.lab.report import write_report
 from muonlab.lab.results import Results, compute
-from muonlab.lab.store import load_sweep
+from muonlab.lab.store import Sweep, load_sweep
 from muonlab.train.run_folder import RunFolder, write_json
 from tests.unit.made_sweeps import around, cell, grid, sweep
 
@@ -310,3 +311,20 @@ def test_further_metrics_are_shown_and_not_judged(tmp_path):
     assert results.arms[1].further[1].summary is not None
     assert results.arms[1].further[1].summary.mean == pytest.approx(2.47)
     assert "Shown, not judged" in page.read_text()
+
+
+def test_what_a_step_is_worth_is_learned_from_arms_that_differ_in_their_length_alone(tmp_path):
+    """0.1 of loss for 100 steps, whatever the seeds do: the other arm's 0.02 cost 20 steps."""
+    long, short, other = cell("long"), cell("short"), cell("other", lr=0.1)
+    short["recipe"]["train"]["steps"] = 200
+    ends = {"long": 2.4, "short": 2.5, "other": 2.42}
+    read = load_sweep(sweep(tmp_path / "s", [long, short, other], lambda c, s: ends[c] + 0.05 * (-1) ** s + 0.001 * s))
+    steps = {"long": 300, "short": 200, "other": 300}
+    runs = [dataclasses.replace(run, result={**run.result, "steps": steps[run.cell]}) for run in read.runs]
+    found = [note for note in notes(compute(Sweep(read.plan, runs))) if "100 more steps" in note]
+    assert len(found) == 1
+    assert "worth 0.1000 of loss here" in found[0]
+    assert "from long, short)" in found[0]
+    assert found[0].endswith("short +100.0, other +20.0.")
+    same = compute(load_sweep(sweep(tmp_path / "t", [long, other], lambda c, s: ends[c] + 0.01 * s)))
+    assert not any("100 more steps" in note for note in notes(same))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from muonlab.lab import stats
@@ -10,6 +11,7 @@ from muonlab.lab.results import ArmResult, Results, number, value_of
 from muonlab.lab.store import RunRecord
 from muonlab.lab.targets import targets_of
 from muonlab.train.run_folder import ENDED
+from muonlab.train.settings import flat
 
 _LISTED = 7  # arms whose verdicts are the answer; of more, the answer names groups
 _WORDS = {"better": "better than", "worse": "worse than", "equivalent": "equivalent to", "undecided": "undecided against"}
@@ -84,6 +86,7 @@ def notes(results: Results) -> list[str]:
     """Changes of mind, unequal budgets, misses, edges of grids, steps left out, whether seeds are pairs."""
     found = _race(results) + [_changed(change) for change in results.plan["changes"]]
     found += _budgets(results)
+    found += _exchange(results)
     found += _misses(results)
     edges = [best.arm for best in results.best() if results.on_edge(best)]
     found += [f"{arm}'s best value lies on the edge of its grid: the optimum may lie beyond." for arm in edges]
@@ -126,6 +129,37 @@ def _budgets(results: Results) -> list[str]:
     if len(used) > 1 and not results.plan.get("budget"):
         return ["Arms are trained on different numbers of tokens: a lower loss may be the longer training's."]
     return []
+
+
+def _exchange(results: Results) -> list[str]:
+    """What a step is worth, where arms differ in nothing but train.steps: by how much the final loss falls with more of them."""
+    by_rest: dict[str, list[str]] = {}
+    for cell in results.plan["cells"]:
+        rest = {key: value for key, value in flat(cell["recipe"]).items() if key != "train.steps"}
+        by_rest.setdefault(json.dumps(rest, sort_keys=True), []).append(cell["name"])
+    if results.plan["metric"] == "seconds" or not any(len(names) > 1 for names in by_rest.values()):
+        return []
+    family = {name: names[0] for names in by_rest.values() if len(names) > 1 for name in names}
+    runs = [(run, value_of(run, results.plan["metric"])) for run in results.runs if run.status == "finished"]
+    points = [(run, value) for run, value in runs if value is not None and run.cell in family and run.result.get("steps")]
+    try:  # within a family and a seed, which arms share
+        rate = stats.exchange_rate(
+            [(run.result["steps"], value) for run, value in points],
+            groups=[(family[run.cell], run.seed) for run, _ in points],
+            alpha=results.plan["alpha"],
+        )
+    except ValueError:
+        return []  # no two lengths with a finished run of the same seed
+    if not rate.per_100_steps > 0:
+        return []
+    level = f"{100 * (1 - results.plan['alpha']):g} % CI {rate.low:.4f} to {rate.high:.4f}"
+    said = f"100 more steps are worth {rate.per_100_steps:.4f} of loss here ({level}, from {', '.join(family)})."
+    worth = [
+        f"{arm.name} {100 * arm.comparison.difference / rate.per_100_steps:+.1f}"
+        for arm in results.arms
+        if arm.comparison is not None
+    ]
+    return [f"{said} At this rate the differences cost (+) or save (-) so many steps: {', '.join(worth)}." if worth else said]
 
 
 def _misses(results: Results) -> list[str]:
