@@ -269,7 +269,7 @@ def test_a_mean_curve_does_not_jump_where_a_run_diverges(tmp_path):
     assert max(np.diff([row["mean"] for row in rows])) < 0.1
     chart = curves(figures(folder), losses_of(figures(folder)), "step")
     assert chart is not None
-    assert "Thin lines" in chart.caption
+    assert "1 run lies wholly above the axis" in chart.caption
 
 
 def test_what_is_no_number_becomes_null_in_json(tmp_path):

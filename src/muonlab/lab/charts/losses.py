@@ -101,6 +101,7 @@ def curves(results: Results, losses: Losses, clock: str) -> Chart | None:
             layers.append(text.encode(y="y:Q", text="label:N", x=alt.value(0)))
     by = {"step": "step", "tokens": "tokens", "seconds": "training time"}[clock]
     thin_lines = ["Thin lines: runs that diverged or have not ended, not in the mean."] if loose else []
+    thin_lines += _out_of_view(apart, loose)
     caption = " ".join([_who(results, rows), *thin_lines, *_cuts(results, key, cut)])
     title = f"{_LOSSES[key].capitalize()} by {by}"
     return Chart(f"loss-by-{clock}", title, caption, alt.layer(*layers).properties(height=HEIGHT))
@@ -111,7 +112,7 @@ def _proportional(rows: list[dict[str, Any]]) -> bool:
     return not ratios or max(ratios) - min(ratios) < 1e-3 * max(ratios)
 
 
-def _zoom(rows: list[dict[str, Any]]) -> tuple[float, float, bool]:
+def _zoom(rows: list[dict[str, Any]], shares: tuple[float, ...] = (0.1, 0.2, 0.35)) -> tuple[float, float, bool]:
     """Lowest and highest loss to draw, and whether something lies above: a run falls from far too high at first, and a diverged one
     may rise without end; both would press flat what is to be compared, the more so the closer the arms end together."""
     last = max(row["step"] for row in rows)
@@ -120,7 +121,7 @@ def _zoom(rows: list[dict[str, Any]]) -> tuple[float, float, bool]:
     ends = _usual({row["arm"]: row["mean"] for row in rows if row["step"] >= 0.9 * last}, bottom)
     spread = max(ends, default=top) - bottom
     high = top
-    for share in (0.1, 0.2, 0.35):
+    for share in shares:
         late: dict[str, float] = {}
         for row in rows:
             if row["step"] >= share * last:
@@ -160,6 +161,12 @@ def _who(results: Results, rows: list[dict[str, Any]]) -> str:
     return text if most == 1 else f"{text}; the band reaches from the lowest to the highest seed."
 
 
+def _out_of_view(runs: set[tuple[str, int]], rows: list[dict[str, Any]]) -> list[str]:
+    """Runs of which nothing is drawn: no chart may drop one in silence."""
+    lost = len(runs - {(row["arm"], row["seed"]) for row in rows})
+    return [f"{lost} run{'s lie' if lost > 1 else ' lies'} wholly above the axis."] if lost else []
+
+
 def _cuts(results: Results, key: str, cut: bool) -> list[str]:
     found = ["Losses above the axis are cut off: it begins where the curves come down to it."] if cut else []
     if was_thinned(results.runs, key, MEAN_POINTS):
@@ -197,8 +204,10 @@ def multiples(results: Results, losses: Losses) -> Chart | None:
         return None
     left_out = len(names) - _PANELS
     names = names[:_PANELS]
-    low, high, cut = _zoom(means)
+    low, high, cut = _zoom(means, shares=(0.1,))
+    every_run = {(row["arm"], row["seed"]) for row in rows}
     rows = _below(rows, "loss", high, ("arm", "seed"))
+    unseen = _out_of_view(every_run, rows)
     reference = [row for row in means if row["arm"] == results.plan["baseline"] and row["mean"] <= high]
     # Each panel needs the reference's rows as its own: a facet splits its data by arm.
     every = max(1, len(reference) // RUN_POINTS)
@@ -229,7 +238,7 @@ def multiples(results: Results, losses: Losses) -> Chart | None:
     chart = small.facet(facet=facet, columns=columns, data=alt.InlineData(values=[*shadow, *rows]), spacing=14)
     caption = f"{_LOSSES[key].capitalize()} by step, one line a run."
     caption += f" The thick grey line is the mean of {results.plan['baseline']}." if reference else ""
-    caption += " Losses above the axis are cut off." if cut else ""
+    caption += " ".join(["", *(["Losses above the axis are cut off."] if cut else []), *unseen])
     caption += f" Drawn from {RUN_POINTS} points a run." if was_thinned(results.runs, key, RUN_POINTS) else ""
     caption += f" The first {_PANELS} arms of {_PANELS + left_out}." if left_out > 0 else ""
     return Chart("all-curves", "Every run", caption, chart, panels=len(names))
