@@ -15,7 +15,7 @@ from muonlab.lab.experiment import load_experiment, plan_of
 from muonlab.lab.runner import sweep
 from muonlab.lab.store import failures, load_sweep, note_failure, read_plan, write_plan
 from muonlab.train.run import train
-from muonlab.train.run_folder import write_json
+from muonlab.train.run_folder import format_row, write_json
 
 HEAD = 'question = "?"\nbase = "tiny.toml"\nseeds = [1, 2]\nset.train.steps = 4\n'
 TEXT = HEAD + "[arms.a]\noptimizer.lr = 0.01\n[arms.b]\noptimizer.lr = 0.02\n"
@@ -181,3 +181,27 @@ def test_a_sweep_refuses_damaged_runs_by_their_reasons_and_touches_nothing(folde
     with pytest.raises(InputError, match=r"run.json: damaged .*delete the run's folder to redo it"):
         sweep(load(), folder, workers=1, device="cpu")
     assert sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.name != ".lock") == before
+
+
+def test_files_of_another_program_with_a_right_checksum_are_damaged_or_foreign(folder):
+    write_json(run_of(folder, "a", 1) / "run.json", {"seed": 1})
+    write_json(run_of(folder, "b", 1) / "result.json", {"status": "finished"})
+    (folder / "runs/other").mkdir()
+    write_json(folder / "runs/other/run.json", {"seed": 1})
+    (folder / "failures.jsonl").write_text(format_row({"seed": 1}))
+    found = look(folder)
+    assert len(found.damaged) == 2
+    assert found.foreign == ["other: holds no run."]
+
+
+def test_the_audit_does_not_tell_where_the_folder_lies(folder):
+    assert folder.is_absolute()
+    (run_of(folder, "a", 1) / "result.json").write_text("{}")
+    (run_of(folder, "a", 2) / "result.json").unlink()
+    note_failure(folder, run_of(folder, "a", 2).name, f"a, seed 2: {run_of(folder, 'a', 2)}: stopped at step 2: no space")
+    (folder / "runs/other").mkdir()
+    (folder / "runs/other/run.json").write_text("{}")
+    said = "\n".join(look(folder).sentences())
+    assert "runs/other/run.json: damaged" in said
+    assert "stopped at step 2" in said
+    assert str(folder) not in said

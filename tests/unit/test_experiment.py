@@ -118,6 +118,16 @@ def test_experiments_that_tune_each_other_end(load):
     with open("b.toml", "w") as file:
         file.write('tuned_by = "a.toml"\n' + text.replace("[5]", "[6]"))
     assert load_experiment("a.toml").config.seeds == (5,)
+    for name in ("a.toml", "b.toml"):  # numbers of seeds, which depend on those of the other
+        text = Path(name).read_text()
+        Path(name).write_text(text.replace("seeds = [5]", "seeds = 2").replace("seeds = [6]", "seeds = 2"))
+    assert load_experiment("a.toml").config.seeds == (2, 3)
+
+
+def test_seeds_of_a_profile_of_what_tuned_are_refused_too(load):
+    load(HEAD.replace("[1, 2]", "[5]") + ARM + "[profiles.gpu]\nseeds = [7]\n", "first.toml")
+    with pytest.raises(InputError, match=r"seeds \[7\] tuned"):
+        load(HEAD.replace("[1, 2]", "[1, 7]") + 'tuned_by = "first.toml"\n' + ARM)
 
 
 def test_a_long_name_still_fits_a_file_name():

@@ -131,6 +131,16 @@ def test_a_committed_result_of_other_recipes_does_not_count(folder):
     assert "Finish it first: muonlab sweep experiments/first.toml" in str(caught.value)
 
 
+def test_a_result_from_before_the_file_gained_an_extra_does_not_count(folder):
+    """An extra that is off stands in no recipe: one that is switched on makes another experiment."""
+    ran(LOSSES)
+    text = (folder / "first.toml").read_text()
+    for changed in ("model.residual_scale = 0.5", "optimizer.lr_mul = { '*attention*' = 2.0 }"):
+        (folder / "first.toml").write_text(text.replace("[arms.muon]", f"[arms.muon]\n{changed}"))
+        with pytest.raises(InputError, match=r"is the result of other recipes than first\.toml has"):
+            load(folder, REFINE)
+
+
 def test_a_committed_result_from_before_recipes_gained_a_key_counts(folder):
     out = ran(LOSSES)
     write_report(out, folder / "first")

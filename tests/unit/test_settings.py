@@ -142,6 +142,7 @@ def test_a_tail_follows_the_cooldown_at_the_floor():
     for t, factor in enumerate(found):
         x = t / 2205
         assert factor == pytest.approx(1.0 if x < 0.5 else 1.0 - 0.9 * (x - 0.5) / 0.5 if x < 1 else 0.1)
+    assert factors(cooldown=0.0, floor=0.1, tail=0.2) == pytest.approx([1.0] * 80 + [0.1] * 20)
 
 
 def test_windows_in_any_number_of_parts_and_smooth():

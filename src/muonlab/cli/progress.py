@@ -95,6 +95,7 @@ class SweepDisplay:
         self.began = time.monotonic()
         self.already = 0
         self.looks: dict[str, str] = {}
+        self.over = False
         self.live = Live(console=self.console, refresh_per_second=4, get_renderable=self._render)
 
     def __enter__(self) -> SweepDisplay:
@@ -103,6 +104,7 @@ class SweepDisplay:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.over = True  # the last picture shows every arm: it may scroll
         if self.console.is_terminal:
             self.live.stop()
 
@@ -111,6 +113,8 @@ class SweepDisplay:
         if key not in self.state and event.kind in ENDED:
             self.already += 1
         before = self.state.get(key)
+        if before is not None and before.kind in ENDED:
+            return  # every round of a search tells again what has ended
         self.state[key] = event
         if event.kind in ("failed", "retry"):
             self.console.print(event.message, markup=False)
@@ -151,24 +155,35 @@ class SweepDisplay:
         return float(event.kind in ENDED)
 
     def _render(self) -> Group:
-        table = self._by_seed() if len(self.seeds) <= _SEEDS_SHOWN else self._by_arm()
+        shown = self._shown()
+        table = self._by_seed(shown) if len(self.seeds) <= _SEEDS_SHOWN else self._by_arm(shown)
         done = sum(event.kind in ENDED for event in self.state.values())
         speed = sum(e.progress.tokens_per_second for e in self.state.values() if e.kind == "progress" and e.progress is not None)
         rate = f"{speed:,.0f} tokens/s  " if speed else ""
-        return Group(table, Text(f"{done}/{self._total} runs  {rate}{self._left()}", style="dim"))
+        rest = len(self.cells) - len(shown)
+        more = f"and {rest} more arms; " if rest else ""
+        return Group(table, Text(f"{more}{done}/{self._total} runs  {rate}{self._left()}", style="dim"))
 
-    def _by_seed(self) -> Table:
+    def _shown(self) -> list[str]:
+        """The arms that there is room for. In a window too low for all, those at work: the last line must stay in sight."""
+        room = max(1, self.console.height - 3)  # the header, the last line, and the cursor's
+        if self.over or len(self.cells) <= room:
+            return list(self.cells)
+        busy = {cell for (cell, _), event in self.state.items() if event.kind not in ENDED}
+        return [cell for cell in self.cells if cell in busy][:room]
+
+    def _by_seed(self, cells: list[str]) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("arm")
         for seed in self.seeds:
             table.add_column(f"seed {seed}")
-        for cell in self.cells:
+        for cell in cells:
             table.add_row(cell, *(self._cell(self.state.get((cell, seed))) for seed in self.seeds))
         return table
 
-    def _by_arm(self) -> Table:
+    def _by_arm(self, cells: list[str]) -> Table:
         table = Table("arm", "ended", "now", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for cell in self.cells:
+        for cell in cells:
             events = {seed: event for seed in self.seeds if (event := self.state.get((cell, seed))) is not None}
             ended = sum(event.kind in ENDED for event in events.values())
             now = [Text(f"seed {seed} ") + self._cell(event) for seed, event in events.items() if event.kind not in ENDED]

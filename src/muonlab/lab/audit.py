@@ -75,7 +75,7 @@ def audit(directory: Path, sweep: Sweep) -> Audit:
         disguised=_disguised(directory, sweep),
         failed=failed,
         off_budget=_off_budget(sweep),
-        reasons=reasons | {folder: known[folder] for folder in failed},
+        reasons={folder: _inside(directory, why) for folder, why in {**reasons, **{f: known[f] for f in failed}}.items()},
         labels={run.folder: f"{run.cell}, seed {run.seed}" for run in sweep.runs},
     )
 
@@ -96,10 +96,18 @@ def _strangers(directory: Path, sweep: Sweep) -> dict[str, dict[str, Any] | str]
         if path.name in planned:
             continue
         try:
-            found[path.name] = RunFolder(path).run() or "holds no run"
+            run = RunFolder(path).run()
+            found[path.name] = run if run is not None and "id" in run else "holds no run"
         except InputError as error:
-            found[path.name] = "a file, not a run's folder" if path.is_file() else str(error)
+            found[path.name] = "a file, not a run's folder" if path.is_file() else _inside(directory, str(error))
     return found
+
+
+def _inside(directory: Path, said: str) -> str:
+    """Without the way to the sweep's folder: reports are published."""
+    for before in dict.fromkeys((str(directory.absolute()), str(directory.resolve()), str(directory))):
+        said = said.replace(f"{before}/", "")
+    return said
 
 
 def _reason(run: dict[str, Any] | str, sweep: Sweep) -> str:

@@ -242,7 +242,7 @@ class _Follows(BaseModel):
 
 
 class _Earlier(BaseModel):
-    """What counts of an experiment or a search that came before: its seeds, and where its settings come from."""
+    """What counts of an experiment or a search that came before: its seeds, where its settings come from, and its profiles."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -250,6 +250,7 @@ class _Earlier(BaseModel):
     tuned_by: str | tuple[str, ...] | None = None
     refine: _Follows | None = None
     head_to_head: _Follows | None = None
+    profiles: dict[str, dict[str, Any]] = {}
 
 
 def _sources(config: ExperimentConfig | _Earlier) -> list[str]:
@@ -261,7 +262,7 @@ def _sources(config: ExperimentConfig | _Earlier) -> list[str]:
 def _fresh_seeds(path: Path, config: ExperimentConfig, *, counted: bool) -> tuple[int, ...]:
     """The experiment's seeds, none of which has tuned its settings. counted: they were given as a number, so the first that
     are free are taken; a list of them is taken as it stands. Raises InputError where one of it was used before."""
-    used = _tuning_seeds(path, _sources(config), {path.resolve()})
+    used = _tuning_seeds(path, _sources(config), (path.resolve(),))
     if counted:
         return _free(used, len(config.seeds))
     by_file: dict[str, list[int]] = {}
@@ -274,25 +275,23 @@ def _fresh_seeds(path: Path, config: ExperimentConfig, *, counted: bool) -> tupl
     return config.seeds
 
 
-def _tuning_seeds(path: Path, sources: list[str], seen: set[Path]) -> dict[int, str]:
-    """Seed -> the file that used it, of all that tuned an experiment, what tuned that included. seen: files already read."""
+def _tuning_seeds(path: Path, sources: list[str], above: tuple[Path, ...]) -> dict[int, str]:
+    """Seed -> the file that used it, of all that tuned an experiment: with any of their profiles, and what tuned them included.
+    above: this experiment, and the files that led from it to here: a circle ends where it began."""
     found: dict[int, str] = {}
     for name in sources:
         file = path.parent / name
-        if file.resolve() in seen:
+        if file.resolve() in above:
             continue
-        seen.add(file.resolve())
-        earlier = validated(_Earlier, read_toml(_referred_path(path, "tuned_by", name)), name)
-        used = dict.fromkeys(_earlier_seeds(file, earlier), name)
-        found = _tuning_seeds(file, _sources(earlier), seen) | used | found
+        raw = read_toml(_referred_path(path, "tuned_by", name))
+        profiles = validated(_Earlier, raw, name).profiles.values()
+        for settings in (raw, *(merge(raw, profile) for profile in profiles)):
+            earlier = validated(_Earlier, settings, name)
+            before = _tuning_seeds(file, _sources(earlier), (*above, file.resolve()))
+            # a number of seeds may have stepped over others
+            seeds = _free(before, len(earlier.seeds)) if isinstance(settings["seeds"], int) else earlier.seeds
+            found = before | dict.fromkeys(seeds, name) | found
     return found
-
-
-def _earlier_seeds(file: Path, earlier: _Earlier) -> tuple[int, ...]:
-    """The seeds that an earlier file stands for: a number of them may have stepped over others."""
-    if not _sources(earlier) or not isinstance(read_toml(file)["seeds"], int):
-        return earlier.seeds
-    return _free(_tuning_seeds(file, _sources(earlier), {file.resolve()}), len(earlier.seeds))
 
 
 def _free(used: dict[int, str], count: int) -> tuple[int, ...]:

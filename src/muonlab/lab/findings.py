@@ -89,7 +89,8 @@ def notes(results: Results) -> list[str]:
     found += _exchange(results)
     found += _misses(results)
     edges = [best.arm for best in results.best() if results.on_edge(best)]
-    found += [f"{arm}'s best value lies on the edge of its grid: the optimum may lie beyond." for arm in edges]
+    where = "at the end of what was tried" if "search" in results.plan else "on the edge of its grid"
+    found += [f"{arm}'s best value lies {where}: the optimum may lie beyond." for arm in edges]
     found += _without_metric(results)
     found += _skipped(results)
     found += _pairs(results)

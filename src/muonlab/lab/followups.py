@@ -18,6 +18,7 @@ from muonlab.errors import InputError
 from muonlab.lab.grid import Grid, Values, overlap, read_grid
 from muonlab.lab.store import load_sweep
 from muonlab.names import did_you_mean
+from muonlab.train.recipe import Recipe
 from muonlab.train.run_folder import ENDED
 from muonlab.train.settings import flat, merge, nested
 
@@ -87,10 +88,8 @@ def _means(where: str, file: Path, first: Experiment) -> tuple[str, dict[str, fl
             problems.append(f"there is no {source}")
             continue
         plan, runs = _committed(source) if source is committed else _swept(source)
-        then = {cell["name"]: flat(cell["recipe"]) for cell in plan["cells"]}
-        now = {cell.name: flat(cell.recipe.canonical()) for cell in first.cells}
-        # keys that recipes have gained since do not count
-        if any(name not in then or any(now[name].get(k) != v for k, v in then[name].items()) for name in now):
+        then = {cell["name"]: _of_today(cell["recipe"]) for cell in plan["cells"]}
+        if any(then.get(cell.name) != cell.recipe.run_id(0) for cell in first.cells):
             problems.append(f"{source} is the result of other recipes than {file.name} has")
             continue
         ended = {(cell, seed): value for cell, seed, status, value in runs if status in ENDED}
@@ -102,6 +101,15 @@ def _means(where: str, file: Path, first: Experiment) -> tuple[str, dict[str, fl
         whole = {cell: [v for v in found if v is not None] for cell, found in values.items()}
         return name, {cell: statistics.fmean(v) for cell, v in whole.items() if len(v) == len(values[cell])}
     raise InputError(f"{where}: {'; '.join(problems)}. Finish it first: muonlab sweep {file}")
+
+
+def _of_today(recipe: dict[str, Any]) -> str | None:
+    """The identity of a recipe that was written down, at seed 0: keys that recipes have gained since stand at their defaults.
+    None for one that cannot be read any more."""
+    try:
+        return Recipe.model_validate(recipe).run_id(0)
+    except ValueError:  # pydantic's too
+        return None
 
 
 _Runs = list[tuple[str, int, str, float | None]]  # cell, seed, status, metric

@@ -137,8 +137,8 @@ def read_record(runs: Path, planned: dict[str, Any]) -> RunRecord:
         return RunRecord(*about, status="damaged", problem=f"{folder.path}: cannot be read: {error.strerror}")
     if run is None:
         return RunRecord(*about, status="missing")
-    if run["id"] != planned["id"]:
-        return RunRecord(*about, status="damaged", problem=f"{folder.path}: holds another run ({run['id']}); {REDO}")
+    if run.get("id") != planned["id"]:
+        return RunRecord(*about, status="damaged", problem=f"{folder.path}: holds another run ({run.get('id')}); {REDO}")
     if result is not None and len(rows) != result.get("rows"):
         counted = f"{len(rows)} whole rows of {result.get('rows')} in metrics.jsonl"
         return RunRecord(*about, status="damaged", problem=f"{folder.path}: damaged ({counted}); {REDO}")
@@ -159,4 +159,5 @@ def failures(directory: Path) -> dict[str, str]:
         lines = (directory / _FAILURES).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return {}
-    return {row["folder"]: row["message"] for row in map(parse_row, lines) if row is not None}
+    rows = [row for row in map(parse_row, lines) if row is not None]
+    return {row["folder"]: row["message"] for row in rows if "folder" in row and "message" in row}

@@ -44,7 +44,8 @@ class RunFolder:
         """result.json, None if there is none. Raises InputError if it is damaged or another run's."""
         result = read_json(self.result_file, REDO)
         run = self.run()
-        if result is not None and (run is None or run["id"] != result["id"] or result["status"] not in ENDED):
+        fits = run is not None and result is not None and run.get("id", "") == result.get("id") and result.get("status") in ENDED
+        if result is not None and not fits:
             raise InputError(f"{self.result_file}: damaged (it is not this run's result); {REDO}")
         return result
 

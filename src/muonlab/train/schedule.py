@@ -56,7 +56,7 @@ class ScheduleConfig(BaseModel):
         """What the peak learning rates are multiplied by in optimizer step `step` = 0 … steps − 1."""
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         x = step / ((1 - self.tail) * steps)  # 1 where the tail begins
-        into = (x - (1 - self.cooldown)) / self.cooldown if self.cooldown else 0.0
+        into = (x - (1 - self.cooldown)) / self.cooldown if self.cooldown else float(x >= 1)
         left = 1 - min(1.0, max(0.0, into))  # 1 before the cooldown, 0 at its end
         if self.shape == "cosine":
             left = (1 - math.cos(math.pi * left)) / 2
