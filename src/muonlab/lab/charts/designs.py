@@ -96,9 +96,10 @@ def _x_axis(key: str, found: list[Any], numeric: bool) -> tuple[alt.X, list[Any]
     if not numeric:
         return alt.X("x:O", title=key, sort=None, axis=alt.Axis(labelAngle=-30, labelLimit=140)), values
     kind, least = spacing(values)
-    turned = {"labelAngle": -40} if len(values) > 5 else {}
+    turned: dict[str, Any] = {"labelAngle": -40} if len(values) > 5 else {}
     axis = alt.Axis(values=values, format=".6~g", grid=False, labelOverlap="greedy", **turned)
-    scale = alt.Scale(nice=False, padding=18, **scale_of(kind, least), **({"zero": False} if kind == "linear" else {}))
+    zero: dict[str, Any] = {"zero": False} if kind == "linear" else {}
+    scale = alt.Scale(nice=False, padding=18, **scale_of(kind, least), **zero)
     told = {
         "linear": "",
         "log": " (log scale)",

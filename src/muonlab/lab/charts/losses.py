@@ -233,9 +233,8 @@ def multiples(results: Results, losses: Losses) -> Chart | None:
     one = (WIDTH - 14 * (columns - 1)) // columns
     small = alt.layer(*layers).properties(width=one, height=100 if columns > 2 else 160)
     halved = in_halves(names, one // 8)
-    header = alt.Header(
-        title=None, labelLimit=one, labelFontWeight=600, **({"labelExpr": halved, "labelLineHeight": 14} if halved else {})
-    )
+    small_print: dict[str, Any] = {"labelExpr": halved, "labelLineHeight": 13, "labelFontSize": 10.5} if halved else {}
+    header = alt.Header(title=None, labelLimit=one + 10, labelFontWeight=600, **small_print)
     facet = alt.Facet("arm:N", sort=names, header=header)
     chart = small.facet(facet=facet, columns=columns, data=alt.InlineData(values=[*shadow, *rows]), spacing=14)
     caption = f"{_LOSSES[key].capitalize()} by step, one line a run."

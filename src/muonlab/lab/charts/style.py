@@ -128,7 +128,8 @@ def value_color(results: Results) -> alt.Color:
     ends = sorted(
         {min(numbers.values()), max(numbers.values()), *([0.0] if kind == "symlog" and min(numbers.values()) < 0 else [])}
     )
-    legend = alt.Legend(title=results.swept_key, format=".4~g", **({"tickCount": 3} if kind == "linear" else {"values": ends}))
+    ticks: dict[str, Any] = {"tickCount": 3} if kind == "linear" else {"values": ends}
+    legend = alt.Legend(title=results.swept_key, format=".4~g", **ticks)
     return alt.Color("swept:Q", scale=alt.Scale(range=list(RAMP), interpolate="rgb", **scale_of(kind, least)), legend=legend)
 
 
