@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from muonlab.lab import charts
+from muonlab.lab.arm_tables import tables
 from muonlab.lab.charts.losses import curves, losses_of
+from muonlab.lab.charts.style import spacing
 from muonlab.lab.curves import MEAN_POINTS, RUN_POINTS, mean_curves, run_curves
 from muonlab.lab.export import curves_table, runs_table
 from muonlab.lab.facts import cost, facts
@@ -22,6 +24,7 @@ from muonlab.lab.report import write_report
 from muonlab.lab.results import Results, compute
 from muonlab.lab.store import Sweep, load_sweep
 from muonlab.train.run_folder import RunFolder, write_json
+from muonlab.train.run_folder import format_row as line
 from tests.unit.made_sweeps import around, cell, grid, sweep
 
 ADAMW, MUON = cell("adamw", name="adamw", lr=0.004), cell("muon", lr=0.02)
@@ -328,3 +331,53 @@ def test_what_a_step_is_worth_is_learned_from_arms_that_differ_in_their_length_a
     assert found[0].endswith("short +100.0, other +20.0.")
     same = compute(load_sweep(sweep(tmp_path / "t", [long, other], lambda c, s: ends[c] + 0.01 * s)))
     assert not any("100 more steps" in note for note in notes(same))
+
+
+def test_slow_runs_that_miss_a_target_give_no_median_of_seconds(tmp_path):
+    """Two of four runs reach it soon, and the others are followed for longer only because their machine was slow."""
+    ends = {1: 2.3, 2: 2.5, 3: 2.5, 4: 2.5}
+    folder = sweep(tmp_path / "s", [ADAMW, MUON], lambda c, s: 2.2 if c == "adamw" else ends[s], seeds=4, target=2.35)
+    for path in folder.glob("runs/run1-seed[1]/metrics.jsonl"):  # the run that reached it took a hundred times as long
+        rows = [json.loads(text) for text in path.read_text().splitlines()]
+        path.write_text("".join(line({k: v * 100 if k == "seconds" else v for k, v in r.items() if k != "crc"}) for r in rows))
+    results = figures(folder)
+    muon = results.arms[1]
+    assert muon.targets[0].seconds is not None
+    assert muon.targets[0].seconds.median is not None
+    assert muon.steps_to_target is muon.seconds_to_target is muon.tokens_to_target is None
+    times = next(one for one in tables(results) if one.title == "Time to target")
+    assert times.rows[1][2:5] == ["not reached"] * 3
+
+
+def test_an_answer_in_averages_says_where_factors_depend_on_one_another(tmp_path):
+    cells = grid("muon", momentum=[0.9, 0.95], floor=[0.0, 0.1])
+    both = sweep(
+        tmp_path / "a", cells, lambda c, s: 2.5 - 0.1 * (c == cells[3]["name"]) + around(0, 0.01, c, s), baseline=None, seeds=5
+    )
+    assert "The effect of optimizer.momentum depends on optimizer.floor" in " ".join(answer(figures(both)))
+    apart = sweep(tmp_path / "b", cells, lambda c, s: around(2.5, 0.01, c, s), baseline=None, seeds=5)
+    assert "depends on" not in " ".join(answer(figures(apart)))
+
+
+def test_the_caption_counts_the_coloured_arms(tmp_path):
+    cells = [cell(f"arm {i}", lr=0.01 * i, name=f"n{i % 2}") for i in range(1, 13)]
+    for baseline, told in ((None, "the best 7; the other 5"), ("arm 1", "the baseline and the best 6; the other 5")):
+        folder = sweep(tmp_path / str(baseline), cells, lambda c, s: around(2.5, 0.01, c, s), baseline=baseline)
+        results = figures(folder)
+        chart = curves(results, losses_of(results), "step")
+        assert chart is not None
+        assert told in chart.caption
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([0.01, 0.02, 0.03], "linear"),
+        ([0.001, 0.01, 0.1], "log"),
+        ([0.0, 0.01, 0.1], "symlog"),
+        ([-0.2, -0.01, 0.0, 0.01, 0.2], "symlog"),
+        ([0.0, 1.0], "linear"),
+    ],
+)
+def test_swept_numbers_of_many_sizes_stand_apart(values, kind):
+    assert spacing(values)[0] == kind

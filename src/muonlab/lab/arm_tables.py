@@ -104,7 +104,7 @@ def _targets(results: Results) -> Table | None:
             to = arm.targets[i]
             steps = to.steps
             row = [arm.name, *([f"{to.target:g}"] if len(targets) > 1 else []), f"{to.reached} of {to.ended}"]
-            row += [_median(to, getattr(to, clock), 1 if clock == "seconds" else 0) for clock in clocks]
+            row += [_median(to, clock, 1 if clock == "seconds" else 0) for clock in clocks]
             row.append(_between(steps.low, steps.high, ",.0f") if steps is not None and steps.n > 1 else "–")
             if with_ratio:
                 row.append("baseline" if arm is results.baseline else _ratio(to.ratio))
@@ -119,10 +119,12 @@ def _targets(results: Results) -> Table | None:
     return Table("Time to target", header, rows, note)
 
 
-def _median(to: ToTarget, found: stats.TimeSummary | None, digits: int) -> str:
+def _median(to: ToTarget, clock: str, digits: int) -> str:
+    found: stats.TimeSummary | None = getattr(to, clock)
     if found is None or not found.n:
         return "–"
-    return f"{found.median:,.{digits}f}" if found.median is not None else "not reached"
+    median = to.median(clock)
+    return f"{median:,.{digits}f}" if median is not None else "not reached"
 
 
 def _ratio(ratio: stats.Ratio | None) -> str:

@@ -53,7 +53,11 @@ class Audit:
         said += [f"Failed: {self.labels[folder]}: {self.reasons[folder]}" for folder in self.failed]
         said += [f"Damaged, and not counted: {self.labels[folder]}: {self.reasons[folder]}" for folder in self.damaged]
         said += [f"The same run more than once: {_listed(folders)}. It is evidence once." for folders in self.duplicates]
-        said += [f"Not of this experiment: {sentence}" for sentence in self.foreign]
+        strangers: dict[str, list[str]] = {}  # many folders are often there for one reason
+        for sentence in self.foreign:
+            name, _, reason = sentence.partition(": ")
+            strangers.setdefault(reason, []).append(name)
+        said += [f"Not of this experiment: {_listed(folders)}: {reason}" for reason, folders in strangers.items()]
         return said + [f"{sentence}." for sentence in self.disguised] + self.off_budget
 
 

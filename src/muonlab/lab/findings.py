@@ -48,6 +48,13 @@ def _effects(effects: Effects, alpha: float) -> list[str]:
             if row.difference is not None and row.p is not None
         ]
         found.append(f"{factor}, against {reference}, on average over the rest: {'; '.join(told)}.")
+    adjusted = stats.holm([one.p for one in effects.interactions])
+    entangled = [one for one, p in zip(effects.interactions, adjusted, strict=True) if p < alpha]
+    found += [
+        f"The effect of {a} depends on {b} (F test, p {stats.p_text(one.p)}): averages over the other do not hold everywhere."
+        for one in entangled
+        for a, b in [one.factors]
+    ]
     return found
 
 
@@ -88,9 +95,7 @@ def notes(results: Results) -> list[str]:
     found += _budgets(results)
     found += _exchange(results)
     found += _misses(results)
-    edges = [best.arm for best in results.best() if results.on_edge(best)]
-    where = "at the end of what was tried" if "search" in results.plan else "on the edge of its grid"
-    found += [f"{arm}'s best value lies {where}: the optimum may lie beyond." for arm in edges]
+    found += _edges(results)
     found += _without_metric(results)
     found += _skipped(results)
     found += _pairs(results)
@@ -164,22 +169,36 @@ def _exchange(results: Results) -> list[str]:
 
 
 def _misses(results: Results) -> list[str]:
-    """A sentence for each arm of which some runs did not reach the first target."""
+    """Which arms have runs that did not reach the first target."""
     found = []
     for target in targets_of(results.plan)[:1]:
         for arm in results.arms:
             ended = arm.finished + arm.diverged
             if arm.reached < ended:
                 lowest = number(min((loss for run in results.runs if (loss := _lowest(run, arm.name)) is not None), default=None))
-                how_many = f"by {arm.reached} of {ended} runs" if arm.reached else "by none of the runs"
-                found.append(
-                    f"Target {target:g} was reached {how_many} of {arm.name} (lowest loss {lowest}); a miss counts as the latest."
-                )
-    return found if len(found) <= 6 else [f"Target {targets_of(results.plan)[0]:g}: {len(found)} arms have runs that missed it."]
+                how_many = f"{arm.reached} of {ended} runs" if arm.reached else "none of the runs"
+                found.append(f"{how_many} of {arm.name} (lowest loss {lowest})")
+        if len(found) > 6:
+            return [f"Target {target:g}: {len(found)} arms have runs that missed it."]
+        if found:
+            return [f"Target {target:g} was reached by {'; '.join(found)}. A miss counts as the latest."]
+    return []
 
 
 def _lowest(run: RunRecord, cell: str) -> float | None:
     return value_of(run, "best_val_loss") if run.cell == cell else None
+
+
+def _edges(results: Results) -> list[str]:
+    """A sentence for each set of keys whose best values are the first or last that were tried, with the arms."""
+    found: dict[str, list[str]] = {}
+    for best in results.best():
+        if keys := results.edges(best):
+            found.setdefault(" and ".join(keys), []).append(best.arm)
+    return [
+        f"The best {keys} of {', '.join(arms)} stands on the edge of what was tried: the optimum may lie beyond."
+        for keys, arms in found.items()
+    ]
 
 
 def _without_metric(results: Results) -> list[str]:
@@ -221,7 +240,9 @@ def _pairs(results: Results) -> list[str]:
     if not helps:
         verdict = "it does not help, so that runs are compared as independent (Welch)."
     else:
-        verdict = f"it makes the interval shorter for {', '.join(helps)}, compared in pairs (paired t); Welch for the others."
+        others = len([arm for arm in results.arms if arm.comparison is not None]) - len(helps)
+        which, rest = (", ".join(helps), "; Welch for the others") if others else ("all arms" if len(helps) > 1 else helps[0], "")
+        verdict = f"it makes the interval shorter for {which}, compared in pairs (paired t){rest}."
     return [f"{shared}. Measured correlation of the metric: {listed}; {verdict}"]
 
 

@@ -99,14 +99,15 @@ class Results:
                 found[arm.arm] = arm
         return list(found.values())
 
-    def on_edge(self, arm: ArmResult) -> bool:
-        """True if an arm's best value is the smallest or largest that was tried: the optimum may lie beyond."""
+    def edges(self, arm: ArmResult) -> list[str]:
+        """The keys of which an arm's value is the smallest or largest that was tried: the optimum may lie beyond."""
+        found = []
         for key, best in arm.swept.items():
             values = [other.swept.get(key) for other in self.arms if other.arm == arm.arm]
             numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
             if len({*numbers}) > 1 and len(numbers) == len(values) and best in (min(numbers), max(numbers)):
-                return True
-        return False
+                found.append(key)
+        return found
 
     def finals(self, metric: str | None = None) -> list[dict[str, Any]]:
         """The metric of every finished run that has it."""
@@ -167,9 +168,9 @@ def _arm(
         diverged=len(ended) - len(finished),
         values=values,
         summary=stats.summarize(values, plan["alpha"]) if values else None,
-        steps_to_target=first.steps.median if first and first.steps else None,
-        tokens_to_target=first.tokens.median if first and first.tokens else None,
-        seconds_to_target=first.seconds.median if first and first.seconds else None,
+        steps_to_target=first.median("steps") if first else None,
+        tokens_to_target=first.median("tokens") if first else None,
+        seconds_to_target=first.median("seconds") if first else None,
         reached=first.reached if first else 0,
         seconds=statistics.median(seconds) if seconds else None,
         targets=targets,

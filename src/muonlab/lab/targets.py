@@ -24,6 +24,14 @@ class ToTarget:
     seconds: stats.TimeSummary | None
     ratio: stats.Ratio | None  # of steps: the arm's to the baseline's
 
+    def median(self, clock: str) -> float | None:
+        """None where the runs do not tell it: beside their number of steps, seconds say how fast a machine was. Slow runs that miss
+        the target are followed for longer, and would give a median of seconds where there is none of steps."""
+        own: stats.TimeSummary | None = getattr(self, clock)
+        if own is None or (self.steps is not None and self.steps.median is None):
+            return None
+        return own.median
+
 
 def targets_of(plan: dict[str, Any]) -> list[float]:
     """All targets of a plan; those of an older format have one or none."""

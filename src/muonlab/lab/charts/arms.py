@@ -36,6 +36,7 @@ def train_times(results: Results) -> Chart | None:
         by_arm.setdefault(row["arm"], []).append(row["value"])
     found = {name: stats.summarize(values, results.plan["alpha"]) for name, values in by_arm.items() if len(values) > 1}
     intervals = [_interval(name, summary) for name, summary in found.items()]
+    intervals = [row | {"low": max(row["low"], 0.0)} for row in intervals]  # no run takes less than no time
     caption = (
         f"Seconds of training, evaluation not counted; the stroke is the mean, the line its {level(results)} confidence interval. "
         "Runs that shared a machine slowed one another."
@@ -106,7 +107,15 @@ def differences(results: Results) -> Chart | None:
     if len(rows) <= 10:
         layers.append(base.mark_text(dy=-14, fontSize=13).encode(x=alt.X("difference:Q", **x), text="verdict:N"))
     zone_text = f" The grey zone is the margin, ±{margin:g}: differences in it do not matter." if margin is not None else ""
-    interval = f"{level(results)} confidence interval (Welch, or of pairs where seeds are shown to make them worth it)"
+    pairs = sum(arm.comparison is arm.pairing for arm in results.arms if arm.comparison is not None)
+    method = (
+        "Welch"
+        if not pairs
+        else "of pairs"
+        if pairs == len(rows)
+        else "of pairs where seeds are shown to make them worth it, else Welch"
+    )
+    interval = f"{level(results)} confidence interval ({method})"
     if results.plan.get("race"):
         interval = f"confidence sequence, which holds at every look, over all arms at {level(results)}"
     caption = f"Difference of means with its {interval}; left is better.{zone_text}"

@@ -6,7 +6,20 @@ from typing import Any
 
 import altair as alt
 
-from muonlab.lab.charts.style import COLORS, HEIGHT, Chart, data, few_ticks, level, metric_title, tooltips
+from muonlab.lab.charts.style import (
+    COLORS,
+    HEIGHT,
+    Chart,
+    data,
+    few_ticks,
+    in_halves,
+    legend_of,
+    level,
+    metric_title,
+    scale_of,
+    spacing,
+    tooltips,
+)
 from muonlab.lab.results import ArmResult, Results
 
 _DENSE = 8  # from so many values on, means with error bars
@@ -29,7 +42,7 @@ def sweep(results: Results) -> Chart | None:
     x, values = _x_axis(key, [row["x"] for row in rows], numeric)
     names = list(dict.fromkeys(families[row["arm"]] for row in rows))
     scale = alt.Scale(domain=names, range=[COLORS[i % len(COLORS)] for i in range(len(names))])
-    color = alt.Color("series:N", scale=scale, legend=alt.Legend() if len(names) > 1 else None)
+    color = alt.Color("series:N", scale=scale, legend=legend_of(names) if len(names) > 1 else None)
     y = {"title": metric_title(results), "scale": alt.Scale(zero=False)}
     means = _means(results, rows)
     dense = len(values) >= _DENSE
@@ -82,10 +95,17 @@ def _x_axis(key: str, found: list[Any], numeric: bool) -> tuple[alt.X, list[Any]
     values = sorted({*found}) if numeric else list(dict.fromkeys(found))
     if not numeric:
         return alt.X("x:O", title=key, sort=None, axis=alt.Axis(labelAngle=-30, labelLimit=140)), values
-    wide = len(values) > 2 and min(values) > 0 and max(values) / min(values) >= 8
-    axis = alt.Axis(values=values, format=".6~g", grid=False, labelAngle=-40, labelOverlap="greedy")
-    scale = alt.Scale(type="log", nice=False, padding=18) if wide else alt.Scale(type="linear", nice=False, padding=18, zero=False)
-    return alt.X("x:Q", title=f"{key} (log scale)" if wide else key, scale=scale, axis=axis), values
+    kind, least = spacing(values)
+    turned: dict[str, Any] = {"labelAngle": -40} if len(values) > 5 else {}
+    axis = alt.Axis(values=values, format=".6~g", grid=False, labelOverlap="greedy", **turned)
+    zero: dict[str, Any] = {"zero": False} if kind == "linear" else {}
+    scale = alt.Scale(nice=False, padding=18, **scale_of(kind, least), **zero)
+    told = {
+        "linear": "",
+        "log": " (log scale)",
+        "symlog": " (log scale to both sides of 0)" if values[0] < 0 else " (log scale from 0)",
+    }
+    return alt.X("x:Q", title=key + told[kind], scale=scale, axis=axis), values
 
 
 def _means(results: Results, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -121,7 +141,9 @@ def effects(results: Results) -> Chart | None:
     ]
     order = [row["level"] for row in rows]
     factors = list(dict.fromkeys(row["factor"] for row in rows))
-    y = alt.Y("level:N", title=None, sort=order)
+    halved = in_halves(order, 20)
+    axis = alt.Axis(labelExpr=halved, labelLineHeight=13) if halved else alt.Undefined
+    y = alt.Y("level:N", title=None, sort=order, axis=axis)
     x: dict[str, Any] = {"title": metric_title(results), "scale": alt.Scale(zero=False), "axis": few_ticks()}
     color = alt.Color(
         "factor:N", scale=alt.Scale(domain=factors, range=[COLORS[i % len(COLORS)] for i in range(len(factors))]), legend=None

@@ -18,6 +18,7 @@ from muonlab.lab.charts.style import (
     by_value,
     color,
     data,
+    in_halves,
     shown,
     tooltips,
     value_color,
@@ -29,7 +30,6 @@ from muonlab.lab.targets import targets_of
 _TITLES = {"step": "optimizer steps", "tokens": "training tokens", "seconds": "training time (seconds)"}
 _LOSSES = {"val_loss": "validation loss", "train_loss": "training loss"}
 _PANELS = 60
-_BEST = 6  # arms that have a colour beside the baseline, where there are too many for all
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,17 @@ def curves(results: Results, losses: Losses, clock: str) -> Chart | None:
         return None
     low, high, cut = _zoom(rows)
     rows = _below(rows, "mean", high, ("arm",))
-    numbers = by_value(results)
+    colors, numbers = shown(results), by_value(results)
+    rows.sort(key=lambda row: colors[row["arm"]] != GREY)  # what stands first is drawn first, below the rest
     if numbers is not None:
         rows = [{**row, "swept": numbers[row["arm"]]} for row in rows]
     x = alt.X(f"{clock}:Q", title=_TITLES[clock], axis=alt.Axis(grid=False, tickCount=6))
     y_title = f"{_LOSSES[key]} (nats per token)"
     scale = alt.Scale(zero=False, domain=[low, high], nice=False)
     base = data(rows).encode(x=x, color=color(results, legend=True) if numbers is None else value_color(results))
-    band = base.mark_area(opacity=0.22).encode(y=alt.Y("low:Q", title=y_title, scale=scale), y2="high:Q", detail="part:N")
+    band = base.mark_area(opacity=0.22 if len(results.arms) <= 3 else 0.12).encode(
+        y=alt.Y("low:Q", title=y_title, scale=scale), y2="high:Q", detail="part:N"
+    )
     few = len({row[clock] for row in rows}) <= 30
     line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=22) if few else False)
     line = line.encode(
@@ -156,7 +159,8 @@ def _who(results: Results, rows: list[dict[str, Any]]) -> str:
         return f"{text.rstrip('.')}; the colour is the swept value."
     if len(results.arms) > len(COLORS):
         others = sum(own == GREY for own in shown(results).values())
-        best = f"the baseline and the best {_BEST}" if results.baseline else f"the best {_BEST + 1}"
+        named = len(results.arms) - others
+        best = f"the baseline and the best {named - 1}" if results.baseline else f"the best {named}"
         return f"{text.rstrip('.')}; coloured: {best}; the other {others} are grey."
     return text if most == 1 else f"{text}; the band reaches from the lowest to the highest seed."
 
@@ -233,7 +237,9 @@ def multiples(results: Results, losses: Losses) -> Chart | None:
     columns = min(4, len(names))
     one = (WIDTH - 14 * (columns - 1)) // columns
     small = alt.layer(*layers).properties(width=one, height=100 if columns > 2 else 160)
-    header = alt.Header(title=None, labelLimit=one, labelFontWeight=600)
+    halved = in_halves(names, one // 8)
+    small_print: dict[str, Any] = {"labelExpr": halved, "labelLineHeight": 13, "labelFontSize": 10.5} if halved else {}
+    header = alt.Header(title=None, labelLimit=one + 10, labelFontWeight=600, **small_print)
     facet = alt.Facet("arm:N", sort=names, header=header)
     chart = small.facet(facet=facet, columns=columns, data=alt.InlineData(values=[*shadow, *rows]), spacing=14)
     caption = f"{_LOSSES[key].capitalize()} by step, one line a run."

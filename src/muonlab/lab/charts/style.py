@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +57,15 @@ def theme(mode: str) -> dict[str, Any]:
         "axis": {
             **dict.fromkeys(("labelColor", "titleColor"), ink),
             **dict.fromkeys(("gridColor", "domainColor", "tickColor"), line),
-            **{"labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": 500, "labelLimit": 220, "titlePadding": 8},
+            **{
+                "labelFontSize": 12,
+                "titleFontSize": 13,
+                "titleFontWeight": 500,
+                "labelLimit": 220,
+                "titlePadding": 8,
+                "labelOverlap": "greedy",
+                "labelSeparation": 3,
+            },
         },
         "legend": {
             **dict.fromkeys(("labelColor", "titleColor"), ink),
@@ -89,11 +99,13 @@ def shown(results: Results) -> dict[str, str]:
     one number all on one scale."""
     names = [arm.name for arm in results.arms]
     if (numbers := by_value(results)) is not None:
-        low, high = min(numbers.values()), max(numbers.values())
-        return {name: _on_ramp((value - low) / (high - low)) for name, value in numbers.items()}
+        at = {name: _place(value, *spacing(numbers.values())) for name, value in numbers.items()}
+        low, high = min(at.values()), max(at.values())
+        return {name: _on_ramp((value - low) / (high - low)) for name, value in at.items()}
     if len(names) > len(COLORS):
         ranked = sorted((arm for arm in results.arms if arm.summary is not None), key=lambda arm: arm.summary.mean)  # pyright: ignore
-        chosen = {results.plan["baseline"], *[a.name for a in ranked if a.name != results.plan["baseline"]][: len(_BRIGHT) - 1]}
+        first = [results.baseline.name] if results.baseline is not None else []
+        chosen = [*first, *(arm.name for arm in ranked if arm.name not in first)][: len(_BRIGHT)]
         palette = iter(_BRIGHT)
         return {name: next(palette) if name in chosen else GREY for name in names}
     return dict(zip(names, COLORS, strict=False))
@@ -111,8 +123,35 @@ def by_value(results: Results) -> dict[str, float] | None:
 
 def value_color(results: Results) -> alt.Color:
     """Of a row's `swept` number."""
-    legend = alt.Legend(title=results.swept_key, tickCount=3, format=".4~g")
-    return alt.Color("swept:Q", scale=alt.Scale(range=list(RAMP), interpolate="rgb"), legend=legend)
+    numbers = by_value(results) or {}
+    kind, least = spacing(numbers.values())
+    ends = sorted(
+        {min(numbers.values()), max(numbers.values()), *([0.0] if kind == "symlog" and min(numbers.values()) < 0 else [])}
+    )
+    ticks: dict[str, Any] = {"tickCount": 3} if kind == "linear" else {"values": ends}
+    legend = alt.Legend(title=results.swept_key, format=".4~g", **ticks)
+    return alt.Color("swept:Q", scale=alt.Scale(range=list(RAMP), interpolate="rgb", **scale_of(kind, least)), legend=legend)
+
+
+def spacing(values: Iterable[float]) -> tuple[str, float]:
+    """How an axis (or a scale of colours) spreads swept numbers: "linear", "log", or "symlog" for many around or from zero; and the
+    size from which on symlog goes by factors."""
+    found = sorted({*values})
+    sizes = [abs(value) for value in found if value]
+    if len(found) < 3 or max(sizes) < 8 * min(sizes):
+        return "linear", 1.0
+    return ("log" if found[0] > 0 else "symlog"), min(sizes)
+
+
+def scale_of(kind: str, least: float) -> dict[str, Any]:
+    """What `spacing` found, as a Vega-Lite scale's properties."""
+    return {"type": kind} | ({"constant": least} if kind == "symlog" else {})
+
+
+def _place(value: float, kind: str, least: float) -> float:
+    if kind == "symlog":
+        return math.copysign(math.log1p(abs(value) / least), value)
+    return math.log(value) if kind == "log" else value
 
 
 def _on_ramp(share: float) -> str:
@@ -128,12 +167,17 @@ def color(results: Results, *, legend: bool) -> alt.Color:
     colors = shown(results)
     named = [name for name, own in colors.items() if own != GREY]
     scale = alt.Scale(domain=list(colors), range=list(colors.values()))
-    longest = max(map(len, named), default=0)
-    columns = 3 if longest <= 26 else 2 if longest <= 44 else 1
-    shows = alt.Legend(columns=columns, labelLimit=(WIDTH - 60) / columns - 50)
+    shows = legend_of(named)
     if len(named) < len(colors):
         shows.values = named
     return alt.Color("arm:N", scale=scale, legend=shows if legend and len(colors) > 1 else None)
+
+
+def legend_of(names: list[str]) -> alt.Legend:
+    """In as many columns as the longest name leaves room for: what tells names apart often stands at their end."""
+    longest = max(map(len, names), default=0)
+    columns = 3 if longest <= 18 else 2 if longest <= 34 else 1
+    return alt.Legend(columns=columns, labelLimit=(WIDTH - 60) / columns - 50)
 
 
 def few_ticks() -> alt.Axis:
@@ -149,17 +193,21 @@ def row_height(names: list[str], roomy: int = 56) -> int:
 
 def arm_rows(names: list[str]) -> alt.Y:
     """An axis with a row for each arm, long names in two lines: what tells them apart often stands at their end."""
-    halves = {name: found for name in names if (found := _halves(name))}
-    if not halves:
-        return alt.Y("arm:N", title=None, sort=names)
-    axis = alt.Axis(labelExpr=f"{json.dumps(halves)}[datum.label] || datum.label", labelLimit=260, labelLineHeight=13)
+    halved = in_halves(names)
+    axis = alt.Axis(labelExpr=halved, labelLimit=260, labelLineHeight=13) if halved else alt.Undefined
     return alt.Y("arm:N", title=None, sort=names, axis=axis)
 
 
-def _halves(name: str) -> list[str] | None:
+def in_halves(names: list[str], longest: int = 28) -> str | None:
+    """An expression that puts labels longer than this in two lines; None if there are none."""
+    halves = {name: found for name in names if (found := _halves(name, longest))}
+    return f"{json.dumps(halves)}[datum.label] || (datum.label)" if halves else None
+
+
+def _halves(name: str, longest: int = 28) -> list[str] | None:
     """A long name, cut at the space that is nearest to its middle."""
     spaces = [i for i, letter in enumerate(name) if letter == " "]
-    if len(name) <= 28 or not spaces:
+    if len(name) <= longest or not spaces:
         return None
     cut = min(spaces, key=lambda i: abs(i - len(name) / 2))
     return [name[:cut], name[cut + 1 :]]

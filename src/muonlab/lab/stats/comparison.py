@@ -178,8 +178,11 @@ def decide(
     if margin is not None and p_equivalence_adjusted < alpha:
         return Verdict("equivalent", f"{difference}, shown to lie within ±{margin:g} (TOST, p {p_text(p_equivalence_adjusted)})")
     level = f"{100 * (1 - alpha):g} % CI {comparison.low:+.{d}f} to {comparison.high:+.{d}f}"
-    adjusted = f", adjusted for {claims} claims p {p_text(p_adjusted)}" if claims > 1 else ""
-    evidence = f"{difference}, {level}, p {p_text(comparison.p)}{adjusted}"
+    raw, adjusted = p_text(comparison.p), p_text(p_adjusted)
+    p = f"p {raw}"
+    if claims > 1:
+        p += f", also when adjusted for {claims} claims" if raw == adjusted else f", adjusted for {claims} claims p {adjusted}"
+    evidence = f"{difference}, {level}, {p}"
     if p_adjusted < alpha:
         return Verdict("better" if comparison.difference < 0 else "worse", evidence)
     return Verdict("undecided", evidence)
