@@ -168,12 +168,12 @@ def test_quickstart_uses_the_learning_rates_that_its_tuning_found(muonlab, monke
 
 
 def test_ctrl_c_outside_of_a_run_is_130(muonlab, monkeypatch):
-    import muonlab.lab.report as report
+    import muonlab.lab.store as store
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "write_report", interrupted)
+    monkeypatch.setattr(store, "read_plan", interrupted)
     code, _, err = muonlab("report", ".")
     assert code == 130
     assert "interrupted" in err
