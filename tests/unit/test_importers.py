@@ -446,7 +446,13 @@ def test_ctrl_c_while_an_import_writes_leaves_nothing(tmp_path):
     rows = ["run,step,val_loss"] + [f"{run},{step},{1 + run + step}" for run in range(3000) for step in range(3)]
     write("many.csv", "\n".join(rows) + "\n")
     command = [sys.executable, "-m", "muonlab", "import", "many.csv", "--out", "out"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a background job's children have ignored
+    )
     while not list(tmp_path.glob(".import-*/*")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
