@@ -32,7 +32,7 @@ def sweep(
     and precision of the runs, later ones keep them: a run done again computes what it computed before. Raises InputError for
     bad input, Interrupted after SIGINT or SIGTERM (all runs saved), RunError if runs failed.
     """
-    _run(experiment, out, workers, device, on_event, lambda state: [run for run in state.runs if run.status not in ENDED])
+    _run(experiment, out, workers, device, on_event, lambda state, _: [run for run in state.runs if run.status not in ENDED])
 
 
 def race(
@@ -49,9 +49,8 @@ def race(
     The experiment's seeds are the most that it may use. on_look: told where the arms stand, after every seed. Everything else is
     as for `sweep`; a race that was broken off goes on.
     """
-    count, _ = workers_and_machine(experiment, workers, device)
 
-    def needed(state: Sweep) -> list[RunRecord]:
+    def needed(state: Sweep, count: int) -> list[RunRecord]:
         on_look(standings(state))
         return next_runs(state, count)
 
@@ -65,10 +64,10 @@ def _run(
     workers: int | None,
     device: str | None,
     on_event: Callable[[Event], None],
-    needed: Callable[[Sweep], list[RunRecord]],
+    needed: Callable[[Sweep, int], list[RunRecord]],
     race: bool = False,
 ) -> None:
-    """needed: the runs that are to be done now, of those planned; a race asks again after each round."""
+    """needed: the runs that are to be done now, of those planned, with so many workers; a race asks again after each round."""
     count, machine = workers_and_machine(experiment, workers, device)
     known = read_plan(out)
     if known is None:
@@ -90,11 +89,14 @@ def _run(
         settings = state.plan["machine"]
 
         def tasks(state: Sweep) -> list[Task]:
-            return [Task(run.cell, run.seed, str(out / "runs" / run.folder), recipes[run.cell], settings) for run in needed(state)]
+            runs = needed(state, count)
+            return [Task(run.cell, run.seed, str(out / "runs" / run.folder), recipes[run.cell], settings) for run in runs]
+
+        def failed(task: Task, why: str) -> None:
+            note_failure(out, Path(task.folder).name, why)
 
         if first := tasks(state):
             more = (lambda: tasks(read_runs(out, state.plan))) if race else None
-            failed = lambda task, why: note_failure(out, Path(task.folder).name, why)  # noqa: E731
             Pool(first, count, on_event, failed, more).run()
 
 
