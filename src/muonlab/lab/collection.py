@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import math
-import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,20 +15,11 @@ from typing import Any
 from muonlab.errors import InputError, RunError
 from muonlab.lab.store import RunRecord, Sweep, load_sweep, read_plan, read_record
 from muonlab.names import did_you_mean
-from muonlab.streams import stream_seed
 from muonlab.train.run_folder import RunFolder
 from muonlab.train.settings import flat, nested
 
 METRICS = ("val_loss", "best_val_loss", "train_loss", "seconds")
 _REDO = "delete this folder, then log or import the run again"
-
-
-def folder_name(arm: str, seed: int, run_id: str) -> str:
-    """The folder of a run: readable, safe on every file system, and different for arms that look alike."""
-    slug = re.sub(r"[^A-Za-z0-9.=+-]+", "-", arm)
-    if slug != arm.replace(" ", "-"):
-        slug += f"-{stream_seed(0, arm) % 16**6:06x}"
-    return f"{slug.lstrip('.-')}-seed{seed}-{run_id}"
 
 
 def unwritable(out: Path, error: OSError, left: str) -> InputError | RunError:

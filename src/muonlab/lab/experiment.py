@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,8 +23,8 @@ from muonlab.errors import InputError
 from muonlab.lab.disguise import find as find_disguises
 from muonlab.lab.followups import HeadToHead, Refine, expand
 from muonlab.lab.grid import overlap, point_name, read_grid
+from muonlab.lab.store import run_folder_name
 from muonlab.names import did_you_mean
-from muonlab.streams import stream_seed
 from muonlab.train.recipe import Recipe
 from muonlab.train.settings import flat, merge, nested, read_toml, validated, with_overrides
 
@@ -305,13 +304,6 @@ def _baseline(path: Path, config: ExperimentConfig, cells: list[Cell]) -> str | 
     if config.baseline not in names:
         raise InputError(f"{path}: baseline: there is no arm {config.baseline!r}; {did_you_mean(config.baseline, names)}")
     return config.baseline
-
-
-def run_folder_name(cell: str, seed: int, run_id: str) -> str:
-    slug = re.sub(r"[^A-Za-z0-9.=+-]+", "-", cell)[:120]  # file systems end at 255 bytes
-    if slug != cell.replace(" ", "-"):  # keep apart what looks alike once its odd characters are gone
-        slug += f"-{stream_seed(0, cell) % 16**6:06x}"
-    return f"{slug.lstrip('.-')}-seed{seed}-{run_id}"
 
 
 def plan_of(experiment: Experiment, machine: dict[str, Any]) -> dict[str, Any]:

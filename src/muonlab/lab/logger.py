@@ -30,7 +30,8 @@ from typing import Any
 
 import muonlab
 from muonlab.errors import InputError, RunError
-from muonlab.lab.collection import ended, folder_name, run_folders
+from muonlab.lab.collection import ended, run_folders
+from muonlab.lab.store import run_folder_name
 from muonlab.train.provenance import cpu_name, git_state
 from muonlab.train.run_folder import RunFolder, format_row, write_atomically, write_json
 
@@ -225,7 +226,7 @@ def _claim(collection: Path, described: dict[str, Any], *, resume: bool, replace
                 f"{folder.path}: was begun with another config: replace=True begins again, another seed or arm does too"
             )
         return Run(folder, before, resume=True)
-    folder = RunFolder(collection / folder_name(arm, seed, described["id"]))
+    folder = RunFolder(collection / run_folder_name(arm, seed, described["id"]))
     folder.path.mkdir(exist_ok=True)
     write_json(folder.run_file, described)
     return Run(folder, described, resume=False)

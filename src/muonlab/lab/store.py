@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from muonlab.errors import InputError
+from muonlab.streams import stream_seed
 from muonlab.train.run_folder import REDO, RunFolder, format_row, parse_row, read_json, write_json
 from muonlab.train.settings import flat
 
@@ -52,6 +54,14 @@ class Sweep:
 
     def of(self, cell: str) -> list[RunRecord]:
         return [run for run in self.runs if run.cell == cell]
+
+
+def run_folder_name(cell: str, seed: int, run_id: str) -> str:
+    """The folder of a run: readable, safe on every file system, and different for arms that look alike."""
+    slug = re.sub(r"[^A-Za-z0-9.=+-]+", "-", cell)[:120]  # file systems end at 255 bytes
+    if slug != cell.replace(" ", "-"):  # keep apart what looks alike once its odd characters are gone
+        slug += f"-{stream_seed(0, cell) % 16**6:06x}"
+    return f"{slug.lstrip('.-')}-seed{seed}-{run_id}"
 
 
 def read_plan(directory: Path) -> dict[str, Any] | None:

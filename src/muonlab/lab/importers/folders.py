@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from muonlab.errors import InputError
-from muonlab.lab.collection import ended, folder_name, run_folders, unwritable
+from muonlab.lab.collection import ended, run_folders, unwritable
 from muonlab.lab.importers.files import find_files, read_file
 from muonlab.lab.importers.parsed import ParsedRun
+from muonlab.lab.store import run_folder_name
 from muonlab.train.run_folder import RunFolder, format_row, write_json
 
 ORIGINALS = "originals"  # the logs as they came, beside the runs
@@ -148,7 +149,7 @@ def _seeds(parsed: list[tuple[_Origin, ParsedRun]], known: list[dict[str, Any]])
 
 
 def _write(stage: Path, origin: _Origin, run: ParsedRun, seed: int, columns: Mapping[str, str], stated: bool) -> Imported:
-    folder = RunFolder(stage / folder_name(run.arm, seed, run.id))
+    folder = RunFolder(stage / run_folder_name(run.arm, seed, run.id))
     folder.path.mkdir(parents=True)
     provenance: dict[str, Any] = {"started": None, "git": None, "versions": {}, "gpu": None} | run.facts
     provenance["import"] = {
