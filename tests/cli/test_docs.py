@@ -39,7 +39,8 @@ def test_commands_run_as_printed(page, tmp_path, monkeypatch, muonlab):
     commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("muonlab ")]
     assert commands or page.name == "studies.md"  # its sweeps take minutes; tests/unit/test_studies.py looks at their reports
     for command in commands:
-        small = [word for setting in SMALL for word in ("--set", setting)] if command[0] in ("train", "sweep", "race") else []
+        settings = [setting for setting in SMALL if "toy" not in " ".join(command) or not setting.startswith("model.")]
+        small = [word for setting in settings for word in ("--set", setting)] if command[0] in ("train", "sweep", "race") else []
         code, _, err = muonlab(*command, *small)
         assert code == 0, (command, err)
 
@@ -49,6 +50,8 @@ def test_experiments_in_the_docs_are_valid(tmp_path):
 
     for i, text in enumerate(block for page in PAGES for block in blocks(page, "toml")):
         tomllib.loads(text)
+        if text.startswith("# recipes/"):  # that of a family which is not there: tests/cli/test_family_of_ones_own.py
+            continue
         (tmp_path / "experiments").mkdir(exist_ok=True)
         shutil.copytree(ROOT / "recipes", tmp_path / "recipes", dirs_exist_ok=True)
         path = tmp_path / "experiments" / f"docs{i}.toml"

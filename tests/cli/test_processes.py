@@ -15,7 +15,9 @@ import pytest
 
 from muonlab.train.run_folder import RunFolder
 
-ARGUMENTS = ["train", "tiny.toml", "--set", "train.steps=60", "--threads", "1", "--device", "cpu"]
+# Long enough that a signal sent at step 10 arrives before the end, on fast and on loaded machines.
+STEPS = 300
+ARGUMENTS = ["train", "tiny.toml", "--set", f"train.steps={STEPS}", "--threads", "1", "--device", "cpu"]
 
 
 def start(*arguments):
@@ -71,7 +73,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(workdir, signum, code):
     assert "saved; the same command with --resume goes on" in err
     assert "Traceback" not in err
     stopped_at = RunFolder("parts").rows()[-1]["step"]
-    assert 10 <= stopped_at < 60
+    assert 10 <= stopped_at < STEPS
     resumed = finish(*ARGUMENTS, "--out", "parts", "--resume")
     assert resumed[0] == 0, resumed[2]
     assert f"goes on after step {stopped_at}" in resumed[2]
@@ -94,7 +96,7 @@ def test_killed_runs_go_on_exactly(workdir):
 
 def test_an_interrupted_sweep_saves_all_its_runs_and_goes_on(workdir):
     (workdir / "sweep.toml").write_text(
-        'question = "?"\nbase = "tiny.toml"\nseeds = [1, 2]\nset.train.steps = 60\n[arms.muon]\noptimizer.name = "muon"\n'
+        f'question = "?"\nbase = "tiny.toml"\nseeds = [1, 2]\nset.train.steps = {STEPS}\n[arms.muon]\noptimizer.name = "muon"\n'
     )
     command = ["sweep", "sweep.toml", "--workers", "2", "--device", "cpu"]
     process = start(*command)
@@ -109,11 +111,12 @@ def test_an_interrupted_sweep_saves_all_its_runs_and_goes_on(workdir):
     assert "all runs are saved" in err
     assert "Traceback" not in err
     saved = {folder.name: RunFolder(folder).rows()[-1]["step"] for folder in runs.iterdir()}
-    assert all(3 <= step < 60 for step in saved.values())
+    assert min(saved.values()) >= 3
+    assert min(saved.values()) < STEPS  # the run that began last; the other one may have ended by then
     code, _, err = finish(*command)
     assert code == 0, err
     for folder in runs.iterdir():
-        assert RunFolder(folder).result()["steps"] == 60
+        assert RunFolder(folder).result()["steps"] == STEPS
 
 
 def test_a_killed_worker_costs_nothing(workdir):

@@ -9,33 +9,24 @@ Extras, all off by default: grouped queries, a tied head, sliding windows, a res
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from muonlab.models.attention import Attention, QKLayer, RMSNorm, rotary_table, window_mask
+from muonlab.models.family import Model, ModelConfig, extra
 
 
-def extra(off: Any, **about: Any) -> Any:
-    """A config key for something that is not there unless asked for: at `off` it is left out of the recipe's canonical form, so
-    that runs keep their identity when a new extra comes into the world."""
-    return Field(off, exclude_if=lambda value: value == off, **about)
-
-
-class GPTConfig(BaseModel):
+class GPTConfig(ModelConfig):
     """Sizes of a GPT. The defaults are the benchmark's, but for the vocabulary, which follows the tokenizer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     family: Literal["gpt"] = "gpt"
     layers: PositiveInt = Field(12, description="number of blocks")
     width: PositiveInt = Field(768, description="model dimension d")
     head_width: PositiveInt = Field(128, description="dimensions per attention head; divides width, a multiple of 4")
-    context: PositiveInt = Field(1024, description="tokens that a position can see, itself included; the training length")
-    vocab_size: PositiveInt | None = Field(None, description="rows of embedding and head; default: the tokenizer's vocabulary")
     mlp_ratio: PositiveInt = Field(4, description="hidden width of the MLP in units of width")
     bias: bool = Field(True, description="biases in the linear layers (the benchmark has them)")
     rope_base: float = Field(1024.0, gt=1, description="RoPE frequencies run from 1 to 1/rope_base")
@@ -65,8 +56,11 @@ class GPTConfig(BaseModel):
             raise ValueError(f"kv_heads: expected a divisor of the number of heads, {heads}, got {self.kv_heads}")
         return self
 
+    @property
+    def window_blocks(self) -> int | None:
+        return -(-self.context // self.window_block) if self.window_pattern else None
+
     def build(self, vocab_size: int) -> GPT:
-        """The module, uninitialized; vocab_size is used where the config leaves it open."""
         return GPT(self, self.vocab_size or vocab_size)
 
 
@@ -102,9 +96,8 @@ class Block(nn.Module):
         return branch if self.residual_scale == 1.0 else self.residual_scale * branch
 
 
-class GPT(nn.Module):
-    """tokens (B, T) int64 -> logits (B, T, vocab) float32; position t sees the tokens 0 … t. T ≤ config.context."""
-
+class GPT(Model):
+    config: GPTConfig
     cos: Tensor
     sin: Tensor
     window: Tensor  # (2,): tokens that long and short layers see
@@ -144,8 +137,6 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def initialize(self, generator: Callable[[str], torch.Generator]) -> None:
-        """Fresh weights. `generator(name)` gives each parameter a random stream of its own, so that a parameter's first
-        value depends on the seed, its name and its shape, and on no other parameter."""
         for name, p in self.named_parameters():
             if name.endswith("gains"):
                 p.fill_(1.0)
@@ -172,6 +163,5 @@ class GPT(nn.Module):
         return [QKLayer(attention) for attention in attentions]
 
     def roles(self) -> dict[str, str]:
-        """{pattern: role} for whoever builds an optimizer."""
         head = {} if self.config.tied else {"head.weight": "head"}
         return {"*": "vector", "embed.weight": "embedding", **head, "blocks.*.weight": "matrix"}

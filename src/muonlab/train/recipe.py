@@ -7,12 +7,24 @@ import inspect
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PositiveFloat, PositiveInt, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 from torch import nn
 
 from muonlab.data.corpus import DataConfig
+from muonlab.models.family import ModelConfig, families
 from muonlab.models.gpt import GPTConfig
 from muonlab.names import did_you_mean
 from muonlab.optim import Optimizer, optimizer
@@ -166,12 +178,23 @@ class TrainConfig(BaseModel):
         return self
 
 
+def _family(model: Any) -> str | None:
+    """The family that a [model] table asks for: gpt where it names none. None: it is neither table nor config."""
+    return model.get("family", "gpt") if isinstance(model, dict) else getattr(model, "family", None)
+
+
+if TYPE_CHECKING:
+    AnyModel = ModelConfig
+else:
+    AnyModel = Annotated[Union[tuple(Annotated[c, Tag(name)] for name, c in families().items())], Discriminator(_family)]  # noqa: UP007
+
+
 class Recipe(BaseModel):
     """One training run, but for the seed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, title="muonlab recipe")
 
-    model: GPTConfig = Field(default_factory=GPTConfig)  # pyright: ignore[reportArgumentType]
+    model: AnyModel = Field(default_factory=GPTConfig)  # pyright: ignore[reportArgumentType]
     data: DataConfig = Field(default_factory=DataConfig)  # pyright: ignore[reportArgumentType]
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)  # pyright: ignore[reportArgumentType]
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)  # pyright: ignore[reportArgumentType]
@@ -194,8 +217,8 @@ class Recipe(BaseModel):
     def _vocabulary_known(self) -> Recipe:
         if self.data.source == "bin" and self.model.vocab_size is None:
             raise ValueError("model.vocab_size: missing; token shards do not say how large their vocabulary is (GPT-2's: 50304)")
-        if self.schedule.windows is not None and self.model.window_pattern is None:
-            raise ValueError("schedule.windows: needs model.window_pattern (L: the long window in all layers)")
+        if self.schedule.windows is not None and self.model.window_blocks is None:
+            raise ValueError("schedule.windows: needs model.window_pattern, of the family gpt (L: the long window in all layers)")
         if self.train.eval_tokens < self.model.context:
             raise ValueError(
                 f"train.eval_tokens: expected at least model.context, {self.model.context}, got {self.train.eval_tokens}"

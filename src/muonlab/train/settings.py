@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 from muonlab.errors import InputError
 from muonlab.names import did_you_mean
@@ -101,10 +101,17 @@ def validated(model: type[M], settings: Mapping[str, Any], source: str) -> M:
 
 def _in_words(model: type[BaseModel], problem: dict[str, Any]) -> str:
     location = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith(("function-", "constrained-")))]
-    where = ".".join(map(str, location))
+    path, table = _followed(model, location)
+    where = ".".join(map(str, path))
     prefix = f"{where}: " if where else ""
+    given = problem["input"]
+    if problem["type"] == "union_tag_invalid":
+        known = re.findall(r"'(\w+)'", problem["ctx"]["expected_tags"])
+        return f"{where}.family: unknown family {problem['ctx']['tag']!r}; {did_you_mean(problem['ctx']['tag'], known)}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{prefix}expected a table, got {given!r}"
     if problem["type"] == "extra_forbidden":
-        return f"{prefix}unknown key; {did_you_mean(str(location[-1]), _keys(model, location[:-1]))}"
+        return f"{prefix}unknown key; {did_you_mean(str(location[-1]), table.model_fields)}"
     if problem["type"] == "missing":
         return f"{prefix}missing; this key is required"
     if problem["type"] == "value_error":
@@ -114,14 +121,23 @@ def _in_words(model: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"{prefix}expected at least one, got none"
     message = problem["msg"].removeprefix("Input ").replace("should be", "expected", 1)
     message = re.sub("valid dictionary.*", "table", message)
-    return f"{prefix}{message}, got {problem['input']!r}"
+    return f"{prefix}{message}, got {given!r}"
 
 
-def _keys(model: type[BaseModel], location: list[Any]) -> list[str]:
-    """The known keys of the (possibly nested) table at `location`."""
+def _followed(model: type[BaseModel], location: list[Any]) -> tuple[list[Any], type[BaseModel]]:
+    """pydantic's location as a user knows it, without the tags of unions, and the (possibly nested) table that its end lies in."""
+    path: list[Any] = []
     here: Any = model
+    choices: dict[str, type[BaseModel]] = {}
     for part in location:
-        field = here.model_fields.get(part) if isinstance(here, type) and issubclass(here, BaseModel) else None
+        if part in choices:
+            here, choices = choices[part], {}
+            continue
+        path.append(part)
+        field = here.model_fields.get(part)
         candidates = [] if field is None else [field.annotation, *get_args(field.annotation)]
         here = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), here)
-    return list(here.model_fields)
+        tagged = [(get_args(c)[0], tag) for c in candidates for tag in getattr(c, "__metadata__", ())]
+        tagged += [(here, tag) for tag in ([] if field is None else field.metadata)]  # a union of one
+        choices = {tag.tag: c for c, tag in tagged if isinstance(tag, Tag)}
+    return path, here

@@ -99,8 +99,8 @@ class Trainer:
         settings = self.recipe.train
         factor = self.recipe.schedule.factor(self.step, settings.steps)
         scalars = self.recipe.schedule.scalars_at(self.step, settings.steps)
-        if self.recipe.schedule.windows is not None:
-            blocks = -(-self.recipe.model.context // self.recipe.model.window_block)
+        blocks = self.recipe.model.window_blocks
+        if self.recipe.schedule.windows is not None and blocks is not None:
             self.model.set_window(self.recipe.schedule.window_at(self.step, settings.steps, blocks))
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor

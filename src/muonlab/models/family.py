@@ -1,0 +1,77 @@
+"""What a model family is. A file in this package that defines a `ModelConfig` with a `family` is found by itself, and
+`[model] family = "..."` in a recipe chooses it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from torch import Tensor, nn
+
+
+def extra(off: Any, **about: Any) -> Any:
+    """A config key for something that is not there unless asked for: at `off` it is left out of the recipe's canonical form, so
+    that runs keep their identity when a new extra comes into the world."""
+    return Field(off, exclude_if=lambda value: value == off, **about)
+
+
+class ModelConfig(BaseModel):
+    """Sizes of a model. A family names itself, `family: Literal["..."] = "..."`, adds its keys, and builds its module."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    context: PositiveInt = Field(1024, description="tokens that a position can see, itself included; the training length")
+    vocab_size: PositiveInt | None = Field(None, description="rows of embedding and head; default: the tokenizer's vocabulary")
+
+    @property
+    def window_blocks(self) -> int | None:
+        """The blocks of a whole context, for a model with sliding windows; None: it has none."""
+        return None
+
+    def build(self, vocab_size: int) -> Model:
+        """The module, uninitialized; vocab_size is used where the config leaves it open."""
+        raise NotImplementedError
+
+
+class Model(nn.Module):
+    """tokens (B, T) int64 -> logits (B, T, vocab) float32; position t sees the tokens 0 … t. T ≤ config.context."""
+
+    vocab_size: int
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def initialize(self, generator: Callable[[str], torch.Generator]) -> None:
+        """Fresh weights. `generator(name)` gives each parameter a random stream of its own, so that a parameter's first
+        value depends on the seed, its name and its shape, and on no other parameter."""
+        raise NotImplementedError
+
+    def roles(self) -> Mapping[str, str]:
+        """{pattern: role} for whoever builds an optimizer: matrix, embedding, head or vector; the last match wins."""
+        raise NotImplementedError
+
+    def specs(self) -> Mapping[str, Mapping[str, Any]]:
+        """{pattern: fields of optim.MatrixSpec}: how matrices are stored (split), and what their norm is kept along (norm_axis)."""
+        return {}
+
+    def set_window(self, blocks: int) -> None:
+        """Lets long windows see so many blocks of tokens. Called by schedule.windows, on models whose config has window_blocks."""
+        raise NotImplementedError
+
+
+@cache
+def families() -> dict[str, type[ModelConfig]]:
+    """name -> config class, for every file in this package that defines one, sorted by name."""
+    package = __name__.rpartition(".")[0]
+    found = {}
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        for value in vars(importlib.import_module(f"{package}.{module.name}")).values():
+            if inspect.isclass(value) and issubclass(value, ModelConfig) and "family" in value.model_fields:
+                found[value.model_fields["family"].default] = value
+    return dict(sorted(found.items()))

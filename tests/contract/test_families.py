@@ -1,0 +1,135 @@
+"""What every model family promises, found by itself: the smallest recipe of each family in recipes/."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import muonlab
+from muonlab.models.counting import size_of
+from muonlab.models.family import families
+from muonlab.streams import stream_seed
+from muonlab.train.recipe import Recipe, load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+VOCABULARY = 61
+
+
+@cache
+def smallest() -> dict[str, Recipe]:
+    """family -> its recipe with the fewest parameters."""
+    found: dict[str, Recipe] = {}
+    for path in sorted(RECIPES.glob("*.toml")):
+        recipe = load_recipe(path)
+        best = found.get(recipe.model.family)
+        if best is None or size_of(recipe.model, 1).parameters < size_of(best.model, 1).parameters:
+            found[recipe.model.family] = recipe
+    return found
+
+
+def build(family, seed=0):
+    model = smallest()[family].model.build(VOCABULARY)
+    model.initialize(lambda name: torch.Generator().manual_seed(stream_seed(seed, name)))
+    return model
+
+
+def moved(model):
+    """The model with all parameters moved off their first values, many of which are zero, so that nothing is hidden."""
+    stream = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=stream), alpha=0.05)
+    return model
+
+
+def some_tokens(*shape, seed=1):
+    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_every_family_has_a_recipe():
+    assert set(smallest()) == set(families())
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_position_sees_no_later_token(family):
+    model = moved(build(family)).double()
+    tokens = some_tokens(1, 24)
+    with torch.no_grad():
+        before = model(tokens)
+        for t in range(tokens.shape[1] - 1):
+            changed = tokens.clone()
+            changed[:, t + 1 :] = (changed[:, t + 1 :] + 1 + some_tokens(1, 24 - t - 1, seed=t) % (VOCABULARY - 1)) % VOCABULARY
+            after = model(changed)
+            torch.testing.assert_close(after[:, : t + 1], before[:, : t + 1], rtol=0, atol=1e-9)
+            assert (after[:, t + 1] - before[:, t + 1]).abs().max() > 1e-6  # and it does see its own
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_position_sees_its_past(family):
+    model = moved(build(family)).double()
+    tokens = some_tokens(1, 24)
+    changed = tokens.clone()
+    changed[:, 3] = (changed[:, 3] + 1) % VOCABULARY
+    with torch.no_grad():
+        assert ((model(changed) - model(tokens)).abs().amax((0, 2))[4:] > 1e-9).all()
+
+
+@pytest.mark.parametrize("family", families())
+def test_first_weights_follow_seed_and_name_alone(family):
+    one, same, other = (dict(build(family, seed).named_parameters()) for seed in (0, 0, 1))
+    drawn = [name for name in one if not torch.equal(one[name], other[name])]
+    assert drawn
+    assert all(one[name].isfinite().all() and torch.equal(one[name], same[name]) for name in one)
+    assert len({one[name].flatten()[:2].sum().item() for name in drawn}) == len(drawn)  # no two share a stream
+
+
+@pytest.mark.parametrize("family", families())
+def test_muon_trains_it_and_every_parameter_gets_a_gradient(family):
+    recipe, model = smallest()[family], build(family)
+    optimizer = recipe.optimizer.build(model)
+    assert {row.name for row in optimizer.plan} == {name for name, _ in model.named_parameters()}
+    assert any(row.role == "matrix" for row in optimizer.plan)
+    tokens = some_tokens(4, 33)
+    losses, touched = [], set()
+    for _ in range(20):
+        loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        touched |= {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert touched == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("family", families())
+def test_bf16_autocast_gives_float32_logits_near_those_of_float32(family):
+    model, tokens = moved(build(family)), some_tokens(2, 24)
+    with torch.no_grad():
+        plain = model(tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = model(tokens)
+    assert plain.dtype == mixed.dtype == torch.float32
+    assert F.cosine_similarity(plain.flatten(), mixed.flatten(), dim=0) > 0.99
+
+
+@pytest.mark.parametrize("family", families())
+def test_any_optimizer_takes_it(family):
+    for name in muonlab.optimizers():
+        model = build(family)
+        optimizer = muonlab.optimizer(model, name)
+        model(some_tokens(1, 8)).square().mean().backward()
+        optimizer.step()
+        assert all(p.isfinite().all() for p in model.parameters()), name
+
+
+@pytest.mark.parametrize("family", families())
+def test_its_size_is_counted_without_building_it(family):
+    config = smallest()[family].model
+    size = size_of(config, VOCABULARY)
+    assert size.parameters == sum(p.numel() for p in config.build(VOCABULARY).parameters())
+    assert 6 * size.matmul_parameters <= size.flops_per_token < 40 * size.matmul_parameters
