@@ -12,10 +12,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from muonlab.models.attention import RMSNorm
+from muonlab.models.causal_conv import CausalConv
+from muonlab.models.family import Model, ModelConfig
 from muonlab.models.ssd import at_least_float32, ssd, ssd_step
 
 FLOAT32 = ("A_log", "dt_bias", "D")  # decays are sensitive: these parameters stay in float32
@@ -51,16 +53,13 @@ def check_sizes(config: Mamba2Config) -> None:
         raise ValueError(f"ssm_groups: expected a divisor of the number of heads, {heads}, got {config.ssm_groups}")
 
 
-class MambaConfig(BaseModel):
+class MambaConfig(ModelConfig):
     """Sizes of a Mamba-2. The defaults are those of mamba2-130m, but for the vocabulary, which follows the tokenizer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     family: Literal["mamba"] = "mamba"
     layers: PositiveInt = Field(24, description="number of blocks")
     width: PositiveInt = Field(768, description="model dimension d")
     context: PositiveInt = Field(1024, description="the training length; the model itself has no longest length")
-    vocab_size: PositiveInt | None = Field(None, description="rows of embedding and head; default: the tokenizer's vocabulary")
     expand: PositiveInt = Field(2, description="inner dimension of a layer in units of width")
     ssm_head_width: PositiveInt = Field(64, description="dimensions per head; divides expand · width")
     ssm_state: PositiveInt = Field(128, description="state size N: a head's state is ssm_head_width × N")
@@ -111,7 +110,7 @@ class Mamba2(nn.Module):
         self.blocks = (inner, inner, bc, bc, self.heads)  # rows of in_proj: z, x, B, C, dt
         conv = inner + 2 * bc
         self.in_proj = nn.Linear(config.width, sum(self.blocks), bias=False)
-        self.conv = nn.Conv1d(conv, conv, config.conv_width, groups=conv)
+        self.conv = CausalConv(conv, config.conv_width)
         self.A_log, self.dt_bias = nn.Parameter(torch.zeros(self.heads)), nn.Parameter(torch.zeros(self.heads))
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm = GatedNorm(inner, config.ssm_groups)
@@ -123,11 +122,11 @@ class Mamba2(nn.Module):
     def extend(self, x: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
         """y (B, T, d) for positions x (B, T, d) that follow those of `state` (None: nothing), in parallel, and the new state."""
         z, u, dt = self._projected(x)
-        width = self.conv.kernel_size[0] - 1
+        width = self.conv.weight.shape[2] - 1
         before = u.new_zeros(u.shape[0], width, u.shape[2]) if state is None else state.conv.to(u.dtype)
         u = torch.cat([before, u], dim=1)  # (B, conv_width − 1 + T, ...)
         newest = u[:, u.shape[1] - width :].detach() if width else before
-        x, B, C = self._heads(F.silu(self.conv(u.mT).mT))
+        x, B, C = self._heads(self.conv(u))
         A, D = self._decays()
         y, ssm = ssd(x, dt, A, B, C, D, None if state is None else state.ssm, chunk=self.chunk)
         return self.out_proj(self.norm(y.flatten(-2), z)), MambaState(newest, ssm)
@@ -136,8 +135,7 @@ class Mamba2(nn.Module):
         """y (B, d) for the one position x (B, d) that follows those of `state`, by the recurrence, and the new state."""
         z, u, dt = self._projected(x)
         window = torch.cat([state.conv.to(u.dtype), u[:, None]], dim=1)  # (B, conv_width, ...)
-        u = F.silu(torch.einsum("bwd,dw->bd", window, self.conv.weight[:, 0]) + self.conv.bias)
-        x, B, C = self._heads(u)
+        x, B, C = self._heads(self.conv(window)[:, 0])
         A, D = self._decays()
         y, ssm = ssd_step(x, dt, A, B, C, D, state.ssm)
         return self.out_proj(self.norm(y.flatten(-2), z)), MambaState(window[:, 1:], ssm)
@@ -187,7 +185,7 @@ class Mamba2(nn.Module):
             elif name in ("D", "norm.gains"):
                 p.fill_(1.0)
             else:  # torch's own: uniform within 1/sqrt(inputs)
-                inputs = self.conv.kernel_size[0] if name.startswith("conv") else p.shape[1]
+                inputs = self.conv.weight.shape[2] if name.startswith("conv") else p.shape[1]
                 bound = inputs**-0.5 / (math.sqrt(residuals) if name == "out_proj.weight" else 1)
                 p.uniform_(-bound, bound, generator=generator(name))
 
@@ -203,7 +201,7 @@ class Block(nn.Module):
         return x + self.mamba(self.norm(x))
 
 
-class Mamba(nn.Module):
+class Mamba(Model):
     """tokens (B, T) int64 -> logits (B, T, vocab) float32; position t sees the tokens 0 … t."""
 
     def __init__(self, config: MambaConfig, vocab_size: int) -> None:

@@ -78,16 +78,28 @@ def ssd_step(
     return y.to(x.dtype), state
 
 
-def segment_sums(a: Tensor) -> Tensor:
-    """a (..., q) -> (..., q, q): a_{s+1} + ... + a_t at row t, column s; 0 on the diagonal and −∞ above it.
+class _Decays(torch.autograd.Function):
+    """a (..., q), all ≤ 0 -> (..., q, q): exp(a_{s+1} + ... + a_t) at row t, column s; 1 on the diagonal and 0 above it.
 
-    Differences of cumulative sums, taken in float64: in float32 they would lose what a large decay before position s leaves of
-    the small ones after it. What lies above the diagonal is masked here, before anyone takes its exponential, which could overflow.
+    The sums are differences of cumulative sums, taken in float64: in float32 a large decay before position s would swallow the
+    small ones after it. What lies above the diagonal is masked before the exponential, which could overflow there.
     """
-    total = a.double().cumsum(-1)
-    sums = (total[..., :, None] - total[..., None, :]).to(a.dtype)
-    future = torch.ones(a.shape[-1], a.shape[-1], dtype=torch.bool, device=a.device).triu(1)
-    return sums.masked_fill_(future, -torch.inf)
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        total = a.double().cumsum(-1)
+        sums = (total[..., :, None] - total[..., None, :]).to(a.dtype)
+        future = torch.ones(a.shape[-1], a.shape[-1], dtype=torch.bool, device=a.device).triu(1)
+        decays = sums.masked_fill_(future, -torch.inf).exp_()
+        ctx.save_for_backward(decays)
+        return decays
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        of_sums = grads[0] * ctx.saved_tensors[0]
+        of_total = of_sums.sum(-1) - of_sums.sum(-2)
+        return of_total.flip(-1).cumsum(-1).flip(-1)
 
 
 def chunked_scan(
@@ -109,7 +121,7 @@ def chunked_scan(
     into = a.cumsum(-1)  # from the chunk's start to a position, itself included
 
     # Inside a chunk: y_t = Σ_{s ≤ t} (C_t · B_s) exp(a_{s+1} + ... + a_t) dt_s x_s, with C·Bᵀ once per group.
-    decay = segment_sums(a).exp_()  # (b, c, h, q, q)
+    decay: Tensor = _Decays.apply(a)  # (b, c, h, q, q)
     weights = decay.view(b, c, g, r, q, q) * (C @ B.mT)[:, :, :, None]
     inputs = x * dt[..., None]  # (b, c, q, h, p)
     inside = weights.view(b, c, h, q, q).to(dtype) @ inputs.transpose(2, 3).to(dtype)  # (b, c, h, q, p)
@@ -119,18 +131,38 @@ def chunked_scan(
     kept = (inputs * left[..., None]).to(dtype).view(b, c, q, g, r * p).transpose(2, 3)
     added = at_least_float32(B.mT @ kept).view(b, c, g, n, r, p)
     first = torch.zeros_like(added[:, 0]) if state is None else state.view(b, g, r, p, n).permute(0, 1, 4, 2, 3)
-    states = pass_on(added, torch.exp(into[..., -1]).view(b, c, g, 1, r, 1), first)  # (b, c + 1, g, n, r, p)
+    starts, last = _PassOn.apply(added, torch.exp(into[..., -1]).view(b, c, g, 1, r, 1), first)  # pyright: ignore[reportGeneralTypeIssues]
 
     # What the state at a chunk's start gives to its positions.
-    before = (C @ states[:, :c].reshape(b, c, g, n, r * p).to(dtype)).transpose(2, 3).reshape(b, c, q, h, p)
+    before = (C @ starts.view(b, c, g, n, r * p).to(dtype)).transpose(2, 3).reshape(b, c, q, h, p)
     y = before * torch.exp(into).transpose(2, 3)[..., None] + inside.transpose(2, 3)
     y = y.to(dtype).reshape(b, c * q, h, p)[:, :t] + skipped
-    return y, states[:, c].permute(0, 1, 3, 4, 2).reshape(b, h, p, n)
+    return y, last.permute(0, 1, 3, 4, 2).reshape(b, h, p, n)
 
 
-def pass_on(added: Tensor, decay: Tensor, first: Tensor) -> Tensor:
-    """(b, c, ...), (b, c, ...), (b, ...) -> (b, c + 1, ...): the state at each chunk's start, and the one at the end."""
-    states = [first]
-    for i in range(added.shape[1]):
-        states.append(torch.addcmul(added[:, i], decay[:, i], states[-1]))
-    return torch.stack(states, dim=1)
+class _PassOn(torch.autograd.Function):
+    """States from chunk to chunk, H_{i+1} = decay_i H_i + added_i: (b, c, ...), (b, c, ...), (b, ...) -> the states (b, c, ...) at
+    each chunk's start and the one (b, ...) at the end. A function of its own, since autograd's gradient of one chunk of a tensor
+    is as large as the tensor, and the time would grow with the square of the number of chunks."""
+
+    @staticmethod
+    def forward(ctx: Any, added: Tensor, decay: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        starts, last = torch.empty_like(added), torch.empty_like(first)
+        starts[:, 0] = first
+        for i in range(added.shape[1]):
+            following = starts[:, i + 1] if i + 1 < added.shape[1] else last
+            torch.addcmul(added[:, i], decay[:, i], starts[:, i], out=following)
+        ctx.save_for_backward(starts, decay)
+        ctx.set_materialize_grads(False)
+        return starts, last
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        (starts, decay), (of_starts, of_last) = ctx.saved_tensors, grads
+        onward = torch.zeros_like(starts[:, 0]) if of_last is None else of_last  # the gradient at what follows chunk i
+        added = torch.empty_like(starts)  # its gradient is that at the state after it
+        for i in reversed(range(starts.shape[1])):
+            added[:, i] = onward
+            onward = decay[:, i] * onward if of_starts is None else torch.addcmul(of_starts[:, i], decay[:, i], onward)
+        return added, (added * starts).sum_to_size(decay.shape), onward
