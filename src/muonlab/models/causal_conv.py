@@ -55,7 +55,7 @@ class _CausalConv(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         u, y, weight, bias = ctx.saved_tensors
         t, kernel = y.shape[1], weight.to(y.dtype).mT.contiguous()
         of_y = torch.ops.aten.silu_backward(grads[0].to(y.dtype), y)

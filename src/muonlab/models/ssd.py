@@ -96,7 +96,7 @@ class _Decays(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         of_sums = grads[0] * ctx.saved_tensors[0]
         of_total = of_sums.sum(-1) - of_sums.sum(-2)
         return of_total.flip(-1).cumsum(-1).flip(-1)
@@ -158,7 +158,7 @@ class _PassOn(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (starts, decay), (of_starts, of_last) = ctx.saved_tensors, grads
         onward = torch.zeros_like(starts[:, 0]) if of_last is None else of_last  # the gradient at what follows chunk i
         added = torch.empty_like(starts)  # its gradient is that at the state after it
