@@ -22,6 +22,7 @@ from muonlab.models.gpt import MLP
 from muonlab.models.mamba import Mamba2, check_sizes
 from muonlab.models.multiscale import keys_of
 from muonlab.models.recursive import RecursiveBlock, half_life
+from muonlab.models.softcap import soft_cap
 
 KINDS = {"M": "Mamba-2", "*": "attention", "-": "MLP", "R": "recursive block"}
 
@@ -140,8 +141,7 @@ class Hybrid(Model):
                 x = block(x, cos, sin) if kind == "*" else block(x)
         x = self.norm_out(x)
         logits = (F.linear(x, self.embed.weight) if self.head is None else self.head(x)).float()
-        cap = self.config.logit_cap
-        return cap * logits * torch.rsqrt(logits.square() + cap * cap)
+        return soft_cap(logits, self.config.logit_cap)
 
     @torch.no_grad()
     def initialize(self, generator: Callable[[str], torch.Generator]) -> None:
