@@ -108,10 +108,10 @@ def test_forward_is_what_the_paper_writes(config):
 
 
 def test_scales_start_at_their_effective_values_and_are_stored_as_the_paper_says():
-    config = SMALL.model_copy(update={"gated": True, "alpha_init": 0.05})
+    config = SMALL.model_copy(update={"gated": True, "alpha_init": 0.12})
     model = build(config)
     d = config.width
-    expected = {"alpha": (0.05, d**-0.5), "s_qk": (1.0, d**-0.5), "s_uv": (1.0, 1.0), "s_z": (1.0, d**-0.5), "gate": (1.0, 1.0)}
+    expected = {"alpha": (0.12, d**-0.5), "s_qk": (1.0, d**-0.5), "s_uv": (1.0, 1.0), "s_z": (1.0, d**-0.5), "gate": (1.0, 1.0)}
     seen = set()
     for path, module in model.named_modules():
         if isinstance(module, Scale):
