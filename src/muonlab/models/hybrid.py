@@ -17,21 +17,21 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from muonlab.models.attention import Attention, RMSNorm, rotary_table
-from muonlab.models.family import Model, ModelConfig
+from muonlab.models.family import Model
 from muonlab.models.gpt import MLP
-from muonlab.models.mamba import Mamba2, check_sizes
+from muonlab.models.mamba import Mamba2, Mamba2Sizes
 from muonlab.models.multiscale import keys_of
 from muonlab.models.recursive import RecursiveBlock, half_life
+from muonlab.models.softcap import soft_cap
 
 KINDS = {"M": "Mamba-2", "*": "attention", "-": "MLP", "R": "recursive block"}
 
 
-class HybridConfig(ModelConfig):
+class HybridConfig(Mamba2Sizes):
     """Sizes of a hybrid."""
 
     family: Literal["hybrid"] = "hybrid"
     layers: PositiveInt = Field(12, description="number of layers")
-    width: PositiveInt = Field(768, description="model dimension d")
     pattern: str = Field("M*", description="a letter for each layer, repeated: M (Mamba-2), * (attention), - (MLP), R (recursive)")
     mlp_ratio: PositiveInt = Field(4, description="hidden width of MLPs in units of width")
     tied: bool = Field(True, description="the head's matrix is the embedding's")
@@ -41,13 +41,6 @@ class HybridConfig(ModelConfig):
     rope_base: float = Field(1024.0, gt=1, description="RoPE frequencies run from 1 to 1/rope_base")
     attention_scale: float = Field(0.12, gt=0, description="softmax scale of queries and keys, which are normalized")
 
-    expand: PositiveInt = Field(2, description="inner dimension of a Mamba-2 layer in units of width")
-    ssm_head_width: PositiveInt = Field(64, description="dimensions per Mamba-2 head; divides expand · width")
-    ssm_state: PositiveInt = Field(128, description="state size N: a head's state is ssm_head_width × N")
-    ssm_groups: PositiveInt = Field(1, description="groups of Mamba-2 heads, each with its own B and C")
-    conv_width: PositiveInt = Field(4, description="positions that Mamba-2's causal convolution sees")
-    chunk: PositiveInt = Field(64, description="positions per chunk of the scan: speed and memory, not the result")
-
     passes: PositiveInt = Field(3, description="how often a recursive block's MLP works on each token")
     share_passes: bool = Field(True, description="one MLP for all passes of a recursive block, or one for each pass")
     scales: tuple[PositiveInt, ...] = Field(
@@ -55,7 +48,7 @@ class HybridConfig(ModelConfig):
     )
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> HybridConfig:
+    def _layers_fit(self) -> HybridConfig:
         unknown = sorted(set(self.pattern) - set(KINDS))
         if unknown or not self.pattern:
             known = ", ".join(f"{letter} ({kind})" for letter, kind in KINDS.items())
@@ -67,7 +60,6 @@ class HybridConfig(ModelConfig):
             raise ValueError(f"head_width: expected a divisor of width, {self.width}, and a multiple of 4, got {self.head_width}")
         if self.scales[0] != 1 or any(a >= b for a, b in zip(self.scales, self.scales[1:], strict=False)):
             raise ValueError(f"scales: expected 1 and then growing numbers of tokens such as [1, 2, 4], got {list(self.scales)}")
-        check_sizes(self)
         return self
 
     @property
@@ -140,8 +132,7 @@ class Hybrid(Model):
                 x = block(x, cos, sin) if kind == "*" else block(x)
         x = self.norm_out(x)
         logits = (F.linear(x, self.embed.weight) if self.head is None else self.head(x)).float()
-        cap = self.config.logit_cap
-        return cap * logits * torch.rsqrt(logits.square() + cap * cap)
+        return soft_cap(logits, self.config.logit_cap)
 
     @torch.no_grad()
     def initialize(self, generator: Callable[[str], torch.Generator]) -> None:

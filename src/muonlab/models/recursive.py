@@ -60,7 +60,7 @@ def half_life(passes: int) -> float:
 
 
 class RecursiveProcessor(nn.Module):
-    """`config.passes` passes of a normalized MLP, its weights shared by all or one's own, mixed by the depth gate.
+    """`config.passes` passes of a normalized MLP, with weights that all share or each has of its own, mixed by the depth gate.
 
     Every quantity of a token is a function of that token's input and memory.
     """
