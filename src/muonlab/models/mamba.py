@@ -53,25 +53,30 @@ def check_sizes(config: Mamba2Config) -> None:
         raise ValueError(f"ssm_groups: expected a divisor of the number of heads, {heads}, got {config.ssm_groups}")
 
 
-class MambaConfig(ModelConfig):
+class Mamba2Sizes(ModelConfig):
+    """The sizes of Mamba-2's layers, for every family that has some."""
+
+    width: PositiveInt = Field(768, description="model dimension d")
+    expand: PositiveInt = Field(2, description="inner dimension of a Mamba-2 layer in units of width")
+    ssm_head_width: PositiveInt = Field(64, description="dimensions per Mamba-2 head; divides expand · width")
+    ssm_state: PositiveInt = Field(128, description="state size N: a head's state is ssm_head_width × N")
+    ssm_groups: PositiveInt = Field(1, description="groups of Mamba-2 heads, each with its own B and C")
+    conv_width: PositiveInt = Field(4, description="positions that Mamba-2's causal convolution sees")
+    chunk: PositiveInt = Field(64, description="positions per chunk of the scan: speed and memory, not the result")
+
+    @model_validator(mode="after")
+    def _ssm_fits(self) -> Mamba2Sizes:
+        check_sizes(self)
+        return self
+
+
+class MambaConfig(Mamba2Sizes):
     """Sizes of a Mamba-2. The defaults are those of mamba2-130m, but for the vocabulary, which follows the tokenizer."""
 
     family: Literal["mamba"] = "mamba"
     layers: PositiveInt = Field(24, description="number of blocks")
-    width: PositiveInt = Field(768, description="model dimension d")
     context: PositiveInt = Field(1024, description="the training length; the model itself has no longest length")
-    expand: PositiveInt = Field(2, description="inner dimension of a layer in units of width")
-    ssm_head_width: PositiveInt = Field(64, description="dimensions per head; divides expand · width")
-    ssm_state: PositiveInt = Field(128, description="state size N: a head's state is ssm_head_width × N")
-    ssm_groups: PositiveInt = Field(1, description="groups of heads, each with its own B and C")
-    conv_width: PositiveInt = Field(4, description="positions that the causal convolution sees")
-    chunk: PositiveInt = Field(64, description="positions per chunk of the scan: speed and memory, not the result")
     tied: bool = Field(True, description="the head's matrix is the embedding's")
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> MambaConfig:
-        check_sizes(self)
-        return self
 
     def build(self, vocab_size: int) -> Mamba:
         """The module, uninitialized; vocab_size is used where the config leaves it open."""
