@@ -156,7 +156,7 @@ class Mamba2(nn.Module):
         width = self.conv.weight.shape[2] - 1
         before = u.new_zeros(u.shape[0], width, u.shape[2]) if state is None else state.conv.to(u.dtype)
         u = torch.cat([before, u], dim=1)  # (B, conv_width − 1 + T, ...)
-        newest = u[:, u.shape[1] - width :].detach() if width else before
+        newest = u[:, u.shape[1] - width :]
         x, B, C = self._heads(self.conv(u))
         A, D = self._decays()
         y, ssm = ssd(x, dt, A, B, C, D, None if state is None else state.ssm, chunk=self.chunk)
