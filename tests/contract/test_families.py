@@ -96,7 +96,9 @@ def test_first_weights_follow_seed_and_name_alone(family):
 def test_muon_trains_it_and_every_parameter_gets_a_gradient(family):
     recipe, model = smallest()[family], build(family)
     optimizer = recipe.optimizer.build(model)
-    assert {row.name for row in optimizer.plan} == {name for name, _ in model.named_parameters()}
+    names = {name for name, _ in model.named_parameters()}
+    # a parameter that holds matrices of several shapes has a row for each: name.0, name.1, ...
+    assert {row.name if row.name in names else row.name.rpartition(".")[0] for row in optimizer.plan} == names
     assert any(row.role == "matrix" for row in optimizer.plan)
     tokens = some_tokens(4, 33)
     losses, touched = [], set()
@@ -108,7 +110,7 @@ def test_muon_trains_it_and_every_parameter_gets_a_gradient(family):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
-    assert touched == {name for name, _ in model.named_parameters()}
+    assert touched == names
 
 
 @pytest.mark.parametrize("family", families())

@@ -9,7 +9,7 @@ Extras, all off by default: grouped queries, a tied head, sliding windows, value
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -98,8 +98,19 @@ class GPTConfig(ModelConfig):
         return GPT(self, self.vocab_size or vocab_size)
 
 
+class MLPConfig(Protocol):
+    """What the MLP needs to know of a model's config."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def mlp_ratio(self) -> int: ...
+    @property
+    def bias(self) -> bool: ...
+
+
 class MLP(nn.Module):
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: MLPConfig) -> None:
         super().__init__()
         hidden = config.mlp_ratio * config.width
         self.up = nn.Linear(config.width, hidden, bias=config.bias)
