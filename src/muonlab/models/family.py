@@ -8,11 +8,14 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, WithJsonSchema, field_validator
 from torch import Tensor, nn
+
+from muonlab.names import choose
+from muonlab.presets import presets
 
 
 def extra(off: Any, **about: Any) -> Any:
@@ -26,8 +29,18 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    preset: Annotated[str | None, WithJsonSchema({"type": "string", "enum": [*presets("model")]})] = Field(
+        None, exclude=True, description="a model preset (see `muonlab presets`) that the other keys are laid over"
+    )
     context: PositiveInt = Field(1024, description="tokens that a position can see, itself included; the training length")
     vocab_size: PositiveInt | None = Field(None, description="rows of embedding and head; default: the tokenizer's vocabulary")
+
+    @field_validator("preset")
+    @classmethod
+    def _preset_known(cls, name: str | None) -> None:
+        if name is not None:  # a recipe has put the sizes of a known one in its place
+            choose("model preset", name, presets("model"))
+            raise ValueError(f"{name!r} is for a recipe's [model] table; here, give the sizes themselves")
 
     @property
     def window_blocks(self) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,6 +64,13 @@ def batches(recipe: Recipe, text: Corpus, seed: int) -> tuple[Loader, list[Batch
     loader = Loader(text.train, context=config.context, batch=settings.batch, seed=seed)
     micro = settings.batch // settings.accumulate
     return loader, validation_batches(text.validation, context=config.context, batch=micro, tokens=settings.eval_tokens)
+
+
+def mean_loss(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, *, bf16: bool) -> Tensor:
+    """Mean loss in nats of predicting y (B, T) from x (B, T); bf16: under autocast."""
+    with torch.autocast(x.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
+        logits = model(x)  # (B, T, vocab) float32
+    return F.cross_entropy(logits.flatten(0, 1), y.flatten())
 
 
 class Trainer:
@@ -130,15 +138,8 @@ class Trainer:
         self.model.train()
         return (total / count).item()
 
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:  # (B, T), (B, T)
-        autocast = (
-            torch.autocast(torch.device(self.machine.device).type, torch.bfloat16)
-            if self.machine.precision == "bf16"
-            else contextlib.nullcontext()
-        )
-        with autocast:
-            logits = self.forward(x)  # (B, T, vocab) float32
-        return F.cross_entropy(logits.flatten(0, 1), y.flatten())
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return mean_loss(self.forward, x, y, bf16=self.machine.precision == "bf16")
 
     def _on_device(self, batch: Batch) -> Batch:
         x, y = batch
