@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muonlab.models.family import families
+from muonlab.models.family import Model, families
 from muonlab.optim.precision import bf16_is_fast
 from muonlab.train.provenance import cpu_name
 
@@ -89,8 +89,11 @@ def mamba2(size: dict[str, int], chunk: int) -> nn.Module:
 
 
 def step(model: nn.Module, tokens: Tensor) -> None:  # tokens: (B, T + 1)
-    found = model(tokens[:, :-1])
-    logits = (found if isinstance(found, Tensor) else found.logits).float()
+    """Forward, loss and backward, each as its library trains: ours by `loss`, theirs by cross-entropy of their logits."""
+    if isinstance(model, Model):
+        model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+        return
+    logits = model(tokens[:, :-1]).logits.float()
     F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
 
 

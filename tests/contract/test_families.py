@@ -125,6 +125,18 @@ def test_bf16_autocast_gives_float32_logits_near_those_of_float32(family):
 
 
 @pytest.mark.parametrize("family", families())
+def test_its_loss_is_the_cross_entropy_of_its_logits(family):
+    model, tokens = moved(build(family)).double(), some_tokens(2, 25)
+    x, y = tokens[:, :-1], tokens[:, 1:]
+    plain = F.cross_entropy(model(x).double().flatten(0, 1), y.flatten())
+    loss = model.loss(x, y)
+    torch.testing.assert_close(loss.double(), plain, rtol=1e-6, atol=0)
+    for (name, p), g in zip(model.named_parameters(), torch.autograd.grad(plain, list(model.parameters())), strict=True):
+        (own,) = torch.autograd.grad(model.loss(x, y), p)
+        torch.testing.assert_close(own, g, rtol=1e-4, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("family", families())
 def test_any_optimizer_takes_it(family):
     for name in muonlab.optimizers():
         model = build(family)

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, WithJsonSchema, field_validator
 from torch import Tensor, nn
 
@@ -59,6 +60,10 @@ class Model(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of predicting targets (B, T) from tokens (B, T), a scalar: what training calls."""
+        return F.cross_entropy(self(tokens).flatten(0, 1), targets.flatten())
 
     def initialize(self, generator: Callable[[str], torch.Generator]) -> None:
         """Fresh weights. `generator(name)` gives each parameter a random stream of its own, so that a parameter's first

@@ -17,6 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 from torch import Tensor, nn
 
 from muonlab.models.attention import Attention, QKLayer, RMSNorm, rotary_table, window_mask
+from muonlab.models.cross_entropy import head_loss
 from muonlab.models.family import Model, ModelConfig, extra
 from muonlab.models.softcap import Form, soft_cap
 
@@ -174,6 +175,17 @@ class GPT(Model):
         self.window[1] = max(1, blocks // 2) * self.config.window_block
 
     def forward(self, tokens: Tensor) -> Tensor:
+        x = self.features(tokens)
+        logits = (F.linear(x, self.embed.weight) if self.head is None else self.head(x)).float()
+        return soft_cap(logits, self.config.logit_cap, self.config.logit_cap_form)
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        x, head = self.features(tokens), self.head or self.embed
+        bias = None if self.head is None else self.head.bias
+        return head_loss(x, head.weight, bias, targets, self.config.logit_cap, self.config.logit_cap_form)
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """What the head makes logits of: (B, T, d)."""
         T, pattern, skips = tokens.shape[1], self.config.window_pattern, self.config.skips
         cos, sin = self.cos[:T], self.sin[:T]
         masks = {kind: window_mask(T, self.window["LS".index(kind)]) for kind in set(pattern or "")}
@@ -190,9 +202,7 @@ class GPT(Model):
             x = block(x, cos, sin, mask, None if table is None else values[table])
             if any(source == i for _, source in skips):
                 kept[i] = x
-        x = self.norm_out(x)
-        logits = (F.linear(x, self.embed.weight) if self.head is None else self.head(x)).float()
-        return soft_cap(logits, self.config.logit_cap, self.config.logit_cap_form)
+        return self.norm_out(x)
 
     @torch.no_grad()
     def initialize(self, generator: Callable[[str], torch.Generator]) -> None:

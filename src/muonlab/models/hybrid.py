@@ -17,6 +17,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from muonlab.models.attention import Attention, RMSNorm, rotary_table
+from muonlab.models.cross_entropy import head_loss
 from muonlab.models.family import Model
 from muonlab.models.gpt import MLP
 from muonlab.models.mamba import Mamba2, Mamba2Sizes
@@ -120,6 +121,16 @@ class Hybrid(Model):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        x = self.features(tokens)
+        logits = (F.linear(x, self.embed.weight) if self.head is None else self.head(x)).float()
+        return soft_cap(logits, self.config.logit_cap)
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        head = self.head or self.embed
+        return head_loss(self.features(tokens), head.weight, None, targets, self.config.logit_cap, "rsqrt")
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """What the head makes logits of: (B, T, d)."""
         T, kinds = tokens.shape[1], self.config.kinds
         cos, sin = self.cos[:T], self.sin[:T]
         x = self.norm_in(self.embed(tokens))
@@ -130,9 +141,7 @@ class Hybrid(Model):
                 x, memory = block(x, memory, cos, sin, keys)
             else:
                 x = block(x, cos, sin) if kind == "*" else block(x)
-        x = self.norm_out(x)
-        logits = (F.linear(x, self.embed.weight) if self.head is None else self.head(x)).float()
-        return soft_cap(logits, self.config.logit_cap)
+        return self.norm_out(x)
 
     @torch.no_grad()
     def initialize(self, generator: Callable[[str], torch.Generator]) -> None:

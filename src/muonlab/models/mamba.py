@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from muonlab.models.attention import RMSNorm
 from muonlab.models.causal_conv import CausalConv
+from muonlab.models.cross_entropy import head_loss
 from muonlab.models.family import Model, ModelConfig
 from muonlab.models.ssd import at_least_float32, ssd, ssd_step
 
@@ -244,10 +245,17 @@ class Mamba(Model):
         self.head = None if config.tied else nn.Linear(config.width, vocab_size, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        return self._logits(self._through_blocks(tokens))
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        head = self.head or self.embed
+        return head_loss(self.norm_out(self._through_blocks(tokens)), head.weight, None, targets, 1.0, "none")
+
+    def _through_blocks(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x)
-        return self._logits(x)
+        return x
 
     def extend(self, tokens: Tensor, states: list[MambaState] | None = None) -> tuple[Tensor, list[MambaState]]:
         """Logits (B, T, vocab) for tokens (B, T) that follow those of `states` (None: nothing), in parallel, and the new states."""

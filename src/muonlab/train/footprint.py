@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_iter
 from muonlab.models.family import Model, ModelConfig
 from muonlab.optim.precision import bf16_is_fast
 from muonlab.train.recipe import OptimizerConfig
-from muonlab.train.trainer import mean_loss
+from muonlab.train.trainer import autocast
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ def footprints(
         with torch.device(device):
             return model.build(vocab_size)
 
-    passes = _alone(lambda: _passes(built, (batch, model.context), bf16=precision == "bf16"))
+    passes = _alone(lambda: _passes(built, (batch, model.context), precision))
     found = {}
     for name, config in optimizers.items():
         step = _alone(lambda config=config: _step(built, config))
@@ -113,12 +113,14 @@ class _Step:
     beside: int  # most that a step needs beside weights, gradients and state
 
 
-def _passes(built: Callable[[], Model], shape: tuple[int, int], *, bf16: bool) -> _Passes:
+def _passes(built: Callable[[], Model], shape: tuple[int, int], precision: str) -> _Passes:
     with _Memory() as memory:
         model = built()
         weights = memory.reset()
         tokens = torch.zeros(shape, dtype=torch.int64, device=next(model.parameters()).device)
-        mean_loss(model, tokens, tokens, bf16=bf16).backward()
+        with autocast(tokens.device.type, precision):
+            loss = model.loss(tokens, tokens)
+        loss.backward()
         gradients = sum(p.grad.untyped_storage().nbytes() for p in model.parameters() if p.grad is not None)
         return _Passes(weights, gradients, memory.peak - weights)
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from muonlab.data import corpus
@@ -66,11 +64,9 @@ def batches(recipe: Recipe, text: Corpus, seed: int) -> tuple[Loader, list[Batch
     return loader, validation_batches(text.validation, context=config.context, batch=micro, tokens=settings.eval_tokens)
 
 
-def mean_loss(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, *, bf16: bool) -> Tensor:
-    """Mean loss in nats of predicting y (B, T) from x (B, T); bf16: under autocast."""
-    with torch.autocast(x.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
-        logits = model(x)  # (B, T, vocab) float32
-    return F.cross_entropy(logits.flatten(0, 1), y.flatten())
+def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[object]:
+    """What a loss is computed in: bf16 autocast on this device, or nothing special."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
 class Trainer:
@@ -94,7 +90,7 @@ class Trainer:
             raise InputError(f"optimizer: {error}") from None
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
-        self.forward = torch.compile(self.model) if recipe.train.compile else self.model
+        self.loss = torch.compile(self.model.loss) if recipe.train.compile else self.model.loss
 
     @property
     def lr(self) -> float:
@@ -139,7 +135,8 @@ class Trainer:
         return (total / count).item()
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
-        return mean_loss(self.forward, x, y, bf16=self.machine.precision == "bf16")
+        with autocast(self.machine.device, self.machine.precision):
+            return self.loss(x, y)
 
     def _on_device(self, batch: Batch) -> Batch:
         x, y = batch
