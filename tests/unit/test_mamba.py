@@ -10,7 +10,7 @@ import muonlab
 from muonlab.models import ssd as scans
 from muonlab.models.causal_conv import KERNELS as CONV_KERNELS
 from muonlab.models.causal_conv import causal_conv, kernel_conv
-from muonlab.models.mamba import Mamba2, MambaConfig
+from muonlab.models.mamba import GatedNorm, Mamba2, MambaConfig
 from muonlab.models.ssd import chunked_scan, kernel_scan, ssd
 from muonlab.streams import stream_seed
 
@@ -64,7 +64,9 @@ def test_the_chunked_scan_is_the_recurrence(t, chunk, groups):
 def test_its_gradients_are_those_of_the_recurrence(t, chunk):
     gradients = []
     for scan in (lambda *inputs: chunked_scan(*inputs, chunk=chunk), reference.recurrence):
-        inputs = [u.clone().requires_grad_() for u in scan_inputs(t)]
+        inputs = [u.clone() for u in scan_inputs(t)]
+        inputs[1][0, 1] = 0  # a step of size 0 has a gradient too
+        inputs = [u.requires_grad_() for u in inputs]
         y, last = scan(*inputs)
         ((y * normal(*y.shape, seed=7)).sum() + (last * normal(*last.shape, seed=8)).sum()).backward()
         gradients.append([u.grad for u in inputs])
@@ -174,6 +176,23 @@ def test_the_kernel_of_causal_conv1d_agrees():
         y.square().mean().backward()
         gradients.append([y, *(u.grad for u in inputs)])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_gated_norm_is_torchs(groups):
+    gradients = []
+    for own in (True, False):
+        norm = GatedNorm(12, groups).double()
+        y, z = (normal(2, 5, 12, seed=i).requires_grad_() for i in range(2))
+        norm.gains = torch.nn.Parameter(normal(12, seed=3))
+        if own:
+            result = norm(y, z)
+        else:
+            gated = (y * F.silu(z)).unflatten(-1, (groups, -1))
+            result = F.rms_norm(gated, gated.shape[-1:], eps=1e-5).flatten(-2) * norm.gains
+        (result * normal(*result.shape)).sum().backward()
+        gradients.append([result, y.grad, z.grad, norm.gains.grad])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-10)
 
 
 # -- the layer ------------------------------------------------------------------------------------------------

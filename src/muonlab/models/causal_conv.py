@@ -60,8 +60,8 @@ class _CausalConv(torch.autograd.Function):
         t, kernel = y.shape[1], weight.to(y.dtype).mT.contiguous()
         of_y = torch.ops.aten.silu_backward(grads[0].to(y.dtype), y)
         of_u = torch.zeros(u.shape, dtype=y.dtype, device=y.device)
-        of_kernel = torch.empty_like(kernel)
+        of_kernel, product = torch.empty_like(kernel), torch.empty_like(y)
         for k in range(len(kernel)):
             of_u[:, k : k + t].addcmul_(of_y, kernel[k])
-            of_kernel[k] = (of_y * u[:, k : k + t]).sum((0, 1))
+            of_kernel[k] = torch.mul(of_y, u[:, k : k + t], out=product).sum((0, 1))
         return of_u.to(u.dtype), of_kernel.mT.to(weight.dtype), of_y.sum((0, 1)).to(bias.dtype)

@@ -99,9 +99,35 @@ class GatedNorm(nn.Module):
         self.gains = nn.Parameter(torch.ones(width))
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:  # (..., width)
-        gated = at_least_float32(y) * F.silu(at_least_float32(z))
-        gated = gated.unflatten(-1, (self.groups, -1))
-        return (F.rms_norm(gated, gated.shape[-1:], eps=1e-5).flatten(-2) * self.gains).to(y.dtype)
+        return _GatedNorm.apply(y, z, self.gains, self.groups)  # pyright: ignore[reportReturnType]
+
+
+class _GatedNorm(torch.autograd.Function):
+    """Computes y · silu(z) again for the gradient: three tensors as large as y less to keep."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, z: Tensor, gains: Tensor, groups: int) -> Tensor:
+        gated = (at_least_float32(y) * F.silu(at_least_float32(z))).unflatten(-1, (groups, -1))
+        size = torch.linalg.vector_norm(gated, dim=-1, keepdim=True)
+        scale = torch.rsqrt(size.square() / gated.shape[-1] + 1e-5)  # (..., groups, 1)
+        ctx.save_for_backward(y, z, gains, scale)
+        return (gated.mul_(scale).flatten(-2) * gains).to(y.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (y, z, gains, scale), of_result = ctx.saved_tensors, at_least_float32(grads[0])
+        y, z, shape = at_least_float32(y), at_least_float32(z), (*scale.shape[-2:-1], -1)
+        gate = F.silu(z)
+        normed = (y * gate).unflatten(-1, shape).mul_(scale)
+        product = of_result * normed.flatten(-2)
+        of_gains = product.flatten(0, -2).sum(0)
+        along = torch.einsum("...gk,gk->...g", product.unflatten(-1, shape), at_least_float32(gains).view(shape))[..., None]
+        of_gated = (of_result * gains).unflatten(-1, shape).addcmul_(normed, along, value=-1 / normed.shape[-1])
+        of_gated = of_gated.mul_(scale).flatten(-2)
+        of_y, of_gate = of_gated * gate, of_gated.mul_(y)
+        of_z = torch.ops.aten.silu_backward(of_gate, z)
+        return of_y.to(grads[0].dtype), of_z.to(grads[0].dtype), of_gains.to(gains.dtype), None
 
 
 class Mamba2(nn.Module):
@@ -130,7 +156,7 @@ class Mamba2(nn.Module):
         width = self.conv.weight.shape[2] - 1
         before = u.new_zeros(u.shape[0], width, u.shape[2]) if state is None else state.conv.to(u.dtype)
         u = torch.cat([before, u], dim=1)  # (B, conv_width − 1 + T, ...)
-        newest = u[:, u.shape[1] - width :].detach() if width else before
+        newest = u[:, u.shape[1] - width :]
         x, B, C = self._heads(self.conv(u))
         A, D = self._decays()
         y, ssm = ssd(x, dt, A, B, C, D, None if state is None else state.ssm, chunk=self.chunk)

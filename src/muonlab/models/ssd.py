@@ -78,30 +78,6 @@ def ssd_step(
     return y.to(x.dtype), state
 
 
-class _Decays(torch.autograd.Function):
-    """a (..., q), all ≤ 0 -> (..., q, q): exp(a_{s+1} + ... + a_t) at row t, column s; 1 on the diagonal and 0 above it.
-
-    The sums are differences of cumulative sums, taken in float64: in float32 a large decay before position s would swallow the
-    small ones after it. What lies above the diagonal is masked before the exponential, which could overflow there.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor) -> Tensor:
-        total = a.double().cumsum(-1)
-        sums = (total[..., :, None] - total[..., None, :]).to(a.dtype)
-        future = torch.ones(a.shape[-1], a.shape[-1], dtype=torch.bool, device=a.device).triu(1)
-        decays = sums.masked_fill_(future, -torch.inf).exp_()
-        ctx.save_for_backward(decays)
-        return decays
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        of_sums = grads[0] * ctx.saved_tensors[0]
-        of_total = of_sums.sum(-1) - of_sums.sum(-2)
-        return of_total.flip(-1).cumsum(-1).flip(-1)
-
-
 def chunked_scan(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor | None = None, *, chunk: int
 ) -> tuple[Tensor, Tensor]:
@@ -111,37 +87,72 @@ def chunked_scan(
     """
     (b, t, h, p), (g, n), dtype = x.shape, B.shape[2:], x.dtype
     r, q = h // g, min(chunk, t)
-    skipped = D.to(dtype)[:, None] * x
     c = -(-t // q)
     if c * q > t:  # positions with dt = 0 neither decay nor add
         x, dt, B, C = (F.pad(u, (0, 0) * (u.ndim - 2) + (0, c * q - t)) for u in (x, dt, B, C))
     x, dt = x.view(b, c, q, h, p), dt.view(b, c, q, h)
     B, C = (u.view(b, c, q, g, n).transpose(2, 3) for u in (B, C))  # (b, c, g, q, n)
-    a = (dt * A).transpose(2, 3)  # (b, c, h, q)
-    into = a.cumsum(-1)  # from the chunk's start to a position, itself included
+    dt = dt.transpose(2, 3).reshape(b, c, g, r, q)
+    a = dt * A.view(g, r, 1)
+    into = a.cumsum(-1)  # (b, c, g, r, q): from the chunk's start to a position, itself included
 
-    # Inside a chunk: y_t = Σ_{s ≤ t} (C_t · B_s) exp(a_{s+1} + ... + a_t) dt_s x_s, with C·Bᵀ once per group.
-    decay: Tensor = _Decays.apply(a)  # (b, c, h, q, q)
-    weights = decay.view(b, c, g, r, q, q) * (C @ B.mT)[:, :, :, None]
-    inputs = x * dt[..., None]  # (b, c, q, h, p)
-    inside = weights.view(b, c, h, q, q).to(dtype) @ inputs.transpose(2, 3).to(dtype)  # (b, c, h, q, p)
+    # Inside a chunk: y_t = D x_t + Σ_{s ≤ t} (C_t · B_s) exp(a_{s+1} + ... + a_t) dt_s x_s, with C·Bᵀ once per group.
+    scores = at_least_float32(C @ B.mT)
+    weights, left = _Weights.apply(a, dt, scores, D.view(g, r))  # pyright: ignore[reportGeneralTypeIssues]
+    inside = weights.view(b, c, h, q, q).to(dtype) @ x.transpose(2, 3)  # (b, c, h, q, p)
 
-    # What each chunk adds to the state: Σ_s exp(a_{s+1} + ... + a_q) B_s dt_s x_sᵀ; then from chunk to chunk.
-    left = decay[..., -1, :].transpose(2, 3)  # (b, c, q, h)
-    kept = (inputs * left[..., None]).to(dtype).view(b, c, q, g, r * p).transpose(2, 3)
-    added = at_least_float32(B.mT @ kept).view(b, c, g, n, r, p)
-    first = torch.zeros_like(added[:, 0]) if state is None else state.view(b, g, r, p, n).permute(0, 1, 4, 2, 3)
-    starts, last = _PassOn.apply(added, torch.exp(into[..., -1]).view(b, c, g, 1, r, 1), first)  # pyright: ignore[reportGeneralTypeIssues]
+    # What each chunk adds to the state: Σ_s exp(a_{s+1} + ... + a_q) dt_s B_s x_sᵀ; then from chunk to chunk.
+    kept = (x * left.view(b, c, h, q).transpose(2, 3)[..., None]).to(dtype)  # (b, c, q, h, p)
+    added = at_least_float32(B.mT @ kept.view(b, c, q, g, r * p).transpose(2, 3))  # (b, c, g, n, r p)
+    decay = torch.exp(into[..., -1:]).expand(b, c, g, r, p).reshape(b, c, g, 1, r * p)
+    first = torch.zeros_like(added[:, 0]) if state is None else state.view(b, g, r * p, n).mT
+    starts, last = _PassOn.apply(added, decay, first)  # pyright: ignore[reportGeneralTypeIssues]
 
     # What the state at a chunk's start gives to its positions.
-    before = (C @ starts.view(b, c, g, n, r * p).to(dtype)).transpose(2, 3).reshape(b, c, q, h, p)
-    y = before * torch.exp(into).transpose(2, 3)[..., None] + inside.transpose(2, 3)
-    y = y.to(dtype).reshape(b, c * q, h, p)[:, :t] + skipped
-    return y, last.permute(0, 1, 3, 4, 2).reshape(b, h, p, n)
+    before = (C @ starts.to(dtype)).transpose(2, 3).reshape(b, c, q, h, p)
+    y = (before * torch.exp(into).view(b, c, h, q).transpose(2, 3)[..., None]).add_(inside.transpose(2, 3))
+    return y.to(dtype).reshape(b, c * q, h, p)[:, :t], last.mT.reshape(b, h, p, n)
+
+
+class _Weights(torch.autograd.Function):
+    """The weight of position s (column) in y_t (row): exp(a_{s+1} + ... + a_t) dt_s (C_t · B_s), and D more where s = t.
+
+    a ≤ 0 and dt (b, c, g, r, q), scores C·Bᵀ (b, c, g, q, q), D (g, r) -> the weights (b, c, g, r, q, q), and those of the state at
+    the chunk's end (b, c, g, r, q): the last row, without C·Bᵀ and D.
+
+    The sums of a are differences of cumulative sums, taken in float64: in float32 a large decay before position s would swallow
+    the small ones after it. What lies above the diagonal is masked before the exponential, which could overflow there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, dt: Tensor, scores: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+        dt = dt + 1e-30  # what the gradient divides by; nothing is added to any dt but 0
+        total = a.double().cumsum(-1)
+        sums = (total[..., :, None] - total[..., None, :]).to(a.dtype)
+        future = torch.ones(a.shape[-1], a.shape[-1], dtype=torch.bool, device=a.device).triu(1)
+        decays = sums.masked_fill_(future, -torch.inf).exp_().mul_(dt[..., None, :])
+        weights = decays * scores[:, :, :, None]
+        weights.diagonal(dim1=-2, dim2=-1).add_(D[..., None])
+        left = decays[..., -1, :].contiguous()
+        ctx.save_for_backward(decays, dt, scores, left)
+        return weights, left
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (decays, dt, scores, left), (of_weights, of_left) = ctx.saved_tensors, grads
+        of_sums = of_weights * decays
+        of_scores = of_sums.sum(3)
+        of_sums.mul_(scores[:, :, :, None])  # of the logarithm of each weight
+        at_end = of_left * left
+        rows, columns = of_sums.sum(-1), of_sums.sum(-2) + at_end
+        rows[..., -1] += at_end.sum(-1)
+        of_a = (rows - columns).flip(-1).cumsum(-1).flip(-1)
+        return of_a, columns / dt, of_scores, of_weights.diagonal(dim1=-2, dim2=-1).sum((0, 1, -1))
 
 
 class _PassOn(torch.autograd.Function):
-    """States from chunk to chunk, H_{i+1} = decay_i H_i + added_i: (b, c, ...), (b, c, ...), (b, ...) -> the states (b, c, ...) at
+    """From chunk to chunk, H_{i+1} = decay_i H_i + added_i: (b, c, ...), (b, c, ...), (b, ...) -> the states (b, c, ...) at
     each chunk's start and the one (b, ...) at the end. A function of its own, since autograd's gradient of one chunk of a tensor
     is as large as the tensor, and the time would grow with the square of the number of chunks."""
 
