@@ -6,13 +6,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
-from muonlab.cli.app import Json, app, positive, show
+from muonlab.cli.app import Json, positive, show
+from muonlab.cli.data import data
 from muonlab.errors import InputError
-
-data = App(name="data", help="Make and prepare data.")
-app.command(data)
 
 
 @data.command(name="arithmetic-words")

@@ -87,12 +87,12 @@ def load(config: DataConfig) -> Corpus:
 
 def _paths(config: DataConfig) -> tuple[list[Path], list[Path]]:
     """Training and validation files. A held-out file is not trained on, whatever `files` matches."""
-    held = _expand(config.validation_files)
+    held = expand(config.validation_files)
     chosen = {path.resolve() for path in held}
-    return [path for path in _expand(config.files) if path.resolve() not in chosen], held
+    return [path for path in expand(config.files) if path.resolve() not in chosen], held
 
 
-def _expand(patterns: tuple[str, ...]) -> list[Path]:
+def expand(patterns: tuple[str, ...]) -> list[Path]:
     """The files that paths and globs name, sorted, each once. Raises InputError for a pattern without a file."""
     found: dict[Path, Path] = {}  # by what a link points to
     for pattern in patterns:
