@@ -61,30 +61,26 @@ class Reader:
 
     def batches(self, source: int, number: int, rows: int, most_rows: int, most_characters: int) -> Iterator[Batch]:
         """Batches from after row `number` of a source on; `rows`: read so far."""
-        examples: list[Example] = []
-        left_out: dict[str, int] = {}
-        taken = characters = 0
-        for self._at in range(source, len(self.sources)):
-            for number, row in self._rows(self.sources[self._at], number if self._at == source else 0):
-                if self.settings.limit is not None and rows + taken >= self.settings.limit:
-                    break
-                taken += 1
-                try:
-                    example = self._example(row)
-                    examples.append(example)
-                    characters += len(example.prompt) + len(example.answer) + (0 if example.tokens is None else len(example.tokens))
-                except BadRow as bad:
-                    if not self.settings.skip_bad:
-                        hint = bad.remedy or "mend it, or leave such rows out with --skip-bad"
-                        raise InputError(f"{self.sources[self._at].where(number)}: {bad.detail}; {hint}") from None
-                    left_out[bad.reason] = left_out.get(bad.reason, 0) + 1
-                if taken >= most_rows or characters >= most_characters:
-                    yield Batch(examples, taken, left_out, self._at, number)
-                    rows += taken
-                    examples, left_out, taken, characters = [], {}, 0, 0
-            number = 0 if self._at != source else number
-        if taken:
-            yield Batch(examples, taken, left_out, self._at, number)
+        batch, characters = Batch([], 0, {}, source, number), 0
+        for at, here, row in self._rows(source, number):
+            if self.settings.limit is not None and rows + batch.rows >= self.settings.limit:
+                break
+            batch = batch._replace(rows=batch.rows + 1, source=at, number=here)
+            try:
+                example = self._example(row)
+                batch.examples.append(example)
+                characters += len(example.prompt) + len(example.answer) + (0 if example.tokens is None else len(example.tokens))
+            except BadRow as bad:
+                if not self.settings.skip_bad:
+                    hint = bad.remedy or "mend it, or leave such rows out with --skip-bad"
+                    raise InputError(f"{self.sources[at].where(here)}: {bad.detail}; {hint}") from None
+                batch.left_out[bad.reason] = batch.left_out.get(bad.reason, 0) + 1
+            if batch.rows >= most_rows or characters >= most_characters:
+                yield batch
+                rows += batch.rows
+                batch, characters = Batch([], 0, {}, at, here), 0
+        if batch.rows:
+            yield batch
 
     def encode(self, examples: Sequence[Example]) -> list[tuple[TokenIds, int]]:
         """Each example's tokens (N,), and how many of them lead as its prompt. Prompt and answer are tokenized apart, so that
@@ -110,13 +106,18 @@ class Reader:
 
     # -- one row ----------------------------------------------------------------------------------------------------
 
-    def _rows(self, source: Source, skip: int) -> Numbered[Any]:
-        """Rows as they come: objects; of text (block, whether the text ends); of shards tokens."""
-        if isinstance(source, DataFile) and source.kind == "text":
-            return source.blocks(skip)
-        if isinstance(source, DataFile) and source.kind == "bin":
-            return source.documents(skip, self.tokenizer.end)
-        return source.rows(skip, self.template.columns)
+    def _rows(self, first: int, skip: int) -> Iterator[tuple[int, int, Any]]:
+        """(source, number, row) after row `skip` of source `first`. Rows as they come: objects; of text (block, whether the text
+        ends there); of shards tokens."""
+        for at in range(first, len(self.sources)):
+            self._at, source, skip = at, self.sources[at], skip if at == first else 0
+            if isinstance(source, DataFile) and source.kind == "text":
+                rows: Numbered[Any] = source.blocks(skip)
+            elif isinstance(source, DataFile) and source.kind == "bin":
+                rows = source.documents(skip, self.tokenizer.end)
+            else:
+                rows = source.rows(skip, self.template.columns)
+            yield from ((at, number, row) for number, row in rows)
 
     def _example(self, row: Any) -> Example:
         if isinstance(row, np.ndarray):

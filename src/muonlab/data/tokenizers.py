@@ -167,15 +167,13 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, split_digits: bool = Fal
     """
     if vocab_size < _BYTES_AND_END:
         raise InputError(f"--vocab-size: expected at least {_BYTES_AND_END} (the bytes and an end of document), got {vocab_size}")
-    library = _library()
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    tokenizer = library.Tokenizer(models.BPE())
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words]) if split_digits else words
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    library = needed("tokenizers", "training a tokenizer")
+    before, trainers = library.pre_tokenizers, library.trainers
+    tokenizer = library.Tokenizer(library.models.BPE())
+    words = before.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = before.Sequence([before.Digits(individual_digits=True), words]) if split_digits else words
+    tokenizer.decoder = library.decoders.ByteLevel()
+    alphabet = sorted(before.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[_ENDS[0]], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(_whole(texts), trainer=trainer)
     return HubTokenizer(tokenizer.to_str().encode(), "bpe")
