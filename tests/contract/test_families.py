@@ -26,9 +26,14 @@ def smallest() -> dict[str, Recipe]:
     for path in sorted(RECIPES.glob("*.toml")):
         recipe = load_recipe(path)
         best = found.get(recipe.model.family)
-        if best is None or size_of(recipe.model, 1).parameters < size_of(best.model, 1).parameters:
+        if best is None or parameters(recipe) < parameters(best):
             found[recipe.model.family] = recipe
     return found
+
+
+def parameters(recipe: Recipe) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in recipe.model.build(1).parameters())
 
 
 def build(family, seed=0):
