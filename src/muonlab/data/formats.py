@@ -66,12 +66,15 @@ class DataFile:
         return self._readable(lambda: reader(self, skip))
 
     def blocks(self, skip: int) -> Numbered[tuple[str, bool]]:
-        """A text's blocks after number `skip`: each block's text, and whether the file ends there. A byte order mark is left out."""
+        """A text's blocks after number `skip`: the block's text, and whether the file ends there. Without a byte order mark."""
         return self._readable(lambda: itertools.islice(_blocks(self), skip, None))
 
     def documents(self, skip: int, end: int) -> Numbered[np.ndarray]:
         """A token shard's documents after number `skip`, cut after each `end`: (N,) uint16 each, memory-mapped."""
         return self._readable(lambda: itertools.islice(_documents(self, end), skip, None))
+
+    def where(self, number: int) -> str:
+        return f"{self.path}, {'line' if self.kind == 'jsonl' else 'row'} {number}"
 
     def share(self) -> float:
         """The part of the file that has been read, 0 to 1."""

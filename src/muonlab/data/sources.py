@@ -9,6 +9,7 @@ from typing import Any
 
 from muonlab.data.corpus import expand
 from muonlab.data.formats import COMPRESSIONS, FORMATS, DataFile, Numbered, Row, format_of
+from muonlab.data.optional import needed
 from muonlab.errors import InputError
 
 _HUB_NAME = r"[\w.-]+/[\w.-]+|[\w-]+"  # owner/name, or one of the old names without an owner
@@ -22,7 +23,7 @@ class HubDataset:
     kind, size = "dataset", None
 
     def __init__(self, name: str, subset: str | None, split: str | None) -> None:
-        library = _datasets(name)
+        library = needed("datasets", f"{name} (no such file, so the name of a data set)")
         folder = Path(name)
         self.name = folder.name if folder.is_dir() else name
         try:
@@ -48,6 +49,9 @@ class HubDataset:
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"{self.name}: {str(error).strip().splitlines()[0]}") from None
 
+    def where(self, number: int) -> str:
+        return f"{self.name}, row {number}"
+
     def share(self) -> float:
         return self._done / self._total if self._total else 0.0
 
@@ -55,9 +59,13 @@ class HubDataset:
         if self._total is None:
             yield from self._rows.skip(skip)
             return
+        names = self._rows.column_names
+        wanted = [name for name in names if name in columns] or names[:1]
+        others = dict.fromkeys(name for name in names if name not in wanted)  # not decoded, but there: for messages
+        chosen = self._rows.select_columns(wanted)
         for start in range(skip, self._total, _ROWS):
-            table = self._rows[start : start + _ROWS]
-            yield from ({name: values[i] for name, values in table.items()} for i in range(len(next(iter(table.values()), []))))
+            table = chosen[start : start + _ROWS]
+            yield from ({**dict(zip(table, values)), **others} for values in zip(*table.values()))
 
 
 Source = DataFile | HubDataset
@@ -103,15 +111,6 @@ def _known_format(path: Path) -> str:
     if kind is None:
         raise InputError(f"{path}: unknown format; expected a name that ends with {', '.join(FORMATS)}; or say --format")
     return kind
-
-
-def _datasets(name: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        needed = 'the package datasets, which is not installed: pip install "muonlab[hf]"'
-        raise InputError(f"{name}: no such file; as the name of a data set it needs {needed}") from None
-    return datasets
 
 
 def _split_of(saved: Any, split: str | None, name: str) -> Any:

@@ -11,12 +11,13 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from muonlab.data import tokenizer as byte_tokens
+from muonlab.data.optional import needed
 from muonlab.errors import InputError
 from muonlab.files import write_atomically
 
@@ -24,7 +25,6 @@ TokenIds = NDArray[np.unsignedinteger]  # uint16, or uint32 where the vocabulary
 
 # The tokens that end a document in published tokenizers: GPT-2, Llama 3, Llama 2 and T5, Gemma, DeepSeek, BERT.
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>", "[SEP]")
-_NEEDED = 'the package tokenizers is not installed: pip install "muonlab[hf]"'
 _BYTES_AND_END = 257  # the smallest vocabulary of a byte-level BPE
 
 
@@ -82,12 +82,9 @@ def _from_json(content: bytes, name: str) -> Tokenizer:
 
 
 def _download(name: str) -> bytes:
+    hub = needed("huggingface_hub", f"tokenizer {name!r} (no such file, so a name on the hub)")
     try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise InputError(f"tokenizer {name!r}: no such file, and for a name on the hub {_NEEDED}") from None
-    try:
-        return Path(hf_hub_download(name, "tokenizer.json")).read_bytes()
+        return Path(hub.hf_hub_download(name, "tokenizer.json")).read_bytes()
     except (OSError, ValueError) as error:  # what the hub's client raises is both, or one of them
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"tokenizer {name!r}: no such file, and the hub did not give it: {reason}") from None
@@ -112,7 +109,7 @@ class ByteTokenizer:
         return [self.encode(text) for text in texts]
 
     def decode(self, tokens: Iterable[int] | TokenIds) -> str:
-        return byte_tokens.decode(np.fromiter(tokens, dtype=np.int64)).decode(errors="replace")
+        return byte_tokens.decode(np.fromiter(tokens, dtype=np.uint16)).decode(errors="replace")
 
     def save(self, path: Path) -> None:
         write_atomically(path, _BYTES_JSON)
@@ -127,9 +124,9 @@ class HubTokenizer:
 
     def __init__(self, content: bytes, name: str) -> None:
         self._content, self.name = content, name
-        self._tokenizer = _library().Tokenizer
+        library = needed("tokenizers", f"tokenizer {name!r}")
         try:
-            self._tokenizer = self._tokenizer.from_str(content.decode())
+            self._tokenizer = library.Tokenizer.from_str(content.decode())
         except Exception as error:  # the library raises Exception itself
             raise InputError(f"tokenizer: {name}: expected a tokenizer.json of the library tokenizers ({error})") from None
         self._tokenizer.no_truncation()
@@ -160,14 +157,6 @@ class HubTokenizer:
         write_atomically(path, self._content)
 
 
-def _library() -> Any:
-    try:
-        import tokenizers
-    except ImportError:
-        raise InputError(f"tokenizer: {_NEEDED}") from None
-    return tokenizers
-
-
 # -- training -------------------------------------------------------------------------------------------------------
 
 
@@ -178,15 +167,13 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, split_digits: bool = Fal
     """
     if vocab_size < _BYTES_AND_END:
         raise InputError(f"--vocab-size: expected at least {_BYTES_AND_END} (the bytes and an end of document), got {vocab_size}")
-    library = _library()
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    tokenizer = library.Tokenizer(models.BPE())
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words]) if split_digits else words
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    library = needed("tokenizers", "training a tokenizer")
+    before, trainers = library.pre_tokenizers, library.trainers
+    tokenizer = library.Tokenizer(library.models.BPE())
+    words = before.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = before.Sequence([before.Digits(individual_digits=True), words]) if split_digits else words
+    tokenizer.decoder = library.decoders.ByteLevel()
+    alphabet = sorted(before.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[_ENDS[0]], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(_whole(texts), trainer=trainer)
     return HubTokenizer(tokenizer.to_str().encode(), "bpe")
