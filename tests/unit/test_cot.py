@@ -46,7 +46,7 @@ def test_numbers_are_read_exactly(text, value):
     assert read_number(text) == value
 
 
-NO_NUMBERS = "/./,/$/-/%/1,00/12,34,567/1.2.3/five/x/1e5/nan/inf/1 2/B".split("/")
+NO_NUMBERS = ["", ".", ",", "$", "-", "%", "1,00", "12,34,567", "1.2.3", "five", "x", "1e5", "nan", "inf", "1 2", "B"]
 
 
 @pytest.mark.parametrize("text", [*NO_NUMBERS, "3/0", "1/2/3", "9" * 500])
