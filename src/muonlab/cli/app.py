@@ -51,7 +51,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """The exit code of a command line."""
-    from muonlab.cli import data, data_tasks, experiments, records, statistics, training  # noqa: F401 (they register commands)
+    from muonlab.cli import data, data_tasks, evaluation, experiments, records, statistics, training  # noqa: F401 (they register commands)
 
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")

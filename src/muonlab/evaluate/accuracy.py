@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -30,7 +31,8 @@ def accuracy(correct: int, n: int, *, alpha: float = 0.05) -> Accuracy:
     """Raises ValueError unless 0 ≤ correct ≤ n and n ≥ 1."""
     if n < 1 or not 0 <= correct <= n:
         raise ValueError(f"expected correct of at least one problem, got {correct} of {n}")
-    low, high = proportion_confint(correct, n, alpha=alpha, method="wilson")
+    interval: Any = proportion_confint(correct, n, alpha=alpha, method="wilson")
+    low, high = interval
     return Accuracy(correct, n, float(low), float(high))
 
 
@@ -65,7 +67,8 @@ def compare(a: Sequence[bool], b: Sequence[bool], *, alpha: float = 0.05, margin
     x, y = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     n, both, neither = len(x), int((x & y).sum()), int((~x & ~y).sum())
     gained, lost = int((~x & y).sum()), int((x & ~y).sum())
-    p = float(mcnemar([[both, lost], [gained, neither]], exact=True).pvalue)
+    test: Any = mcnemar([[both, lost], [gained, neither]], exact=True)
+    p = float(test.pvalue)
     low, high = _interval(gained, lost, n, alpha)
     difference = (gained - lost) / n
     if p < alpha:
