@@ -73,18 +73,19 @@ def plan(recipe: Path, *, set: Set = None, json: Json = False) -> None:
     """
     import torch
 
-    from muonlab.data.tokenizer import VOCAB_SIZE
+    from muonlab.data.corpus import vocab_size
     from muonlab.models.counting import size_of
     from muonlab.train.recipe import load_recipe
 
     loaded = load_recipe(recipe, set or [])
+    vocabulary = vocab_size(loaded.data)
     with torch.device("meta"):
-        model = loaded.model.build(VOCAB_SIZE)
+        model = loaded.model.build(vocabulary)
     try:
         found = loaded.optimizer.build(model).plan
     except ValueError as error:
         raise InputError(f"{recipe}: optimizer: {error}") from None
-    size = size_of(loaded.model, VOCAB_SIZE)
+    size = size_of(loaded.model, vocabulary)
     summary = (
         f"{size.parameters:,} parameters ({size.matmul_parameters:,} in matrix products), "
         f"{size.flops_per_token / 1e6:,.1f} MFLOP a token, {loaded.train.steps * loaded.tokens_per_step:,} tokens"
