@@ -51,7 +51,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """The exit code of a command line."""
-    from muonlab.cli import data, experiments, records, statistics, training  # noqa: F401 (they register their commands)
+    from muonlab.cli import data, experiments, presets, records, statistics, training  # noqa: F401 (they register their commands)
 
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from muonlab.data import corpus
 from muonlab.data.corpus import Corpus
-from muonlab.data.loader import IGNORED, Batch, Loader, validation_batches
+from muonlab.data.loader import Batch, Loader, validation_batches
 from muonlab.data.packing import PackedLoader, packed_validation_batches
 from muonlab.data.prepared import Documents
 from muonlab.errors import InputError
@@ -71,6 +70,11 @@ def batches(recipe: Recipe, text: Corpus, seed: int) -> tuple[Loader | PackedLoa
     return loader, choose(held, context=context, batch=micro, tokens=settings.eval_tokens)  # pyright: ignore[reportArgumentType]
 
 
+def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[object]:
+    """What a loss is computed in: bf16 autocast on this device, or nothing special."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
 class Trainer:
     """Model, optimizer and data of one run. Raises InputError where recipe and data do not fit."""
 
@@ -92,7 +96,7 @@ class Trainer:
             raise InputError(f"optimizer: {error}") from None
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
-        self.forward = torch.compile(self.model) if recipe.train.compile else self.model
+        self.loss = torch.compile(self.model.loss) if recipe.train.compile else self.model.loss
 
     @property
     def lr(self) -> float:
@@ -114,8 +118,8 @@ class Trainer:
             group.update({key: value for key, value in scalars.items() if key in group})
         batch = self.loader.next()
         count, total = batch.counted(), torch.zeros((), device=self.machine.device)
-        for part in self._on_device(batch).split(settings.accumulate):
-            loss = self._loss(part) / count  # of the whole batch, however it is split
+        for part in batch.split(settings.accumulate):
+            loss = self._loss(self._on_device(part)) * (part.counted() / count)  # the mean is the whole batch's, however split
             loss.backward()
             total += loss.detach()
         if settings.grad_clip is not None:
@@ -131,22 +135,16 @@ class Trainer:
         self.model.eval()
         total, count = torch.zeros((), dtype=torch.float64, device=self.machine.device), 0
         for batch in self.validation:
-            total += self._loss(self._on_device(batch)).double()
+            total += self._loss(self._on_device(batch)).double() * batch.counted()
             count += batch.counted()
         self.model.train()
         return (total / count).item()
 
     def _loss(self, batch: Batch) -> Tensor:
-        """The sum over the targets that count."""
-        autocast = (
-            torch.autocast(torch.device(self.machine.device).type, torch.bfloat16)
-            if self.machine.precision == "bf16"
-            else contextlib.nullcontext()
-        )
-        with autocast:
-            documents = () if batch.documents is None else (batch.documents,)
-            logits = self.forward(batch.inputs, *documents)  # (B, T, vocab) float32
-        return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        """The mean over the targets that count."""
+        documents = () if batch.documents is None else (batch.documents,)
+        with autocast(self.machine.device, self.machine.precision):
+            return self.loss(batch.inputs, batch.targets, *documents)
 
     def _on_device(self, batch: Batch) -> Batch:
         largest = max(int(batch.inputs.max()), int(batch.targets.max()))
