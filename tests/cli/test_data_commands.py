@@ -41,9 +41,9 @@ def test_prepare_says_what_it_made_and_show_shows_it(muonlab):
     code, out, _ = muonlab("data", "show", "d", "--context", "256", "--examples", "1", "--verify")
     assert code == 0
     assert "packed for a context of 256:" in out
-    assert "How much change comes back?\n⟧The tickets cost 4 * 3 = $<<4*3=12>>12." in out
+    assert "How many pages is that in all?\n⟧Tuesday: 14 * 2 = <<14*2=28>>28 pages." in out
     found = json.loads(muonlab("data", "show", "d", "--context", "64", "--json")[1])
-    assert found["packing"]["cut"] > 30
+    assert found["packing"]["cut"] == 30
     assert len(found["examples"]) == 3
 
 
