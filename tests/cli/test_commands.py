@@ -26,7 +26,7 @@ optimizer.name = "muon"
 def test_help_and_version(muonlab):
     code, out, _ = muonlab("--help")
     assert code == 0
-    for command in ("train", "sweep", "report", "plan", "optimizers", "schema"):
+    for command in ("train", "sweep", "report", "plan", "optimizers", "presets", "schema"):
         assert command in out
     import muonlab as package
 
@@ -65,6 +65,12 @@ def test_train_prints_its_result(workdir, muonlab):
         (["train", "tiny.toml", "--out", "corpus.txt/run"], "corpus.txt"),
         (["train", "tiny.toml", "--sed", "1"], "--sed"),
         (["trian", "tiny.toml"], "trian"),
+        (["train", "--seed", "1"], "expected a recipe file such as recipes/quickstart.toml, or --model with a preset"),
+        (["train", "--model", "gpt-1n"], "command line: model.preset: unknown model preset 'gpt-1n'; did you mean 'gpt-1m'?"),
+        (["train", "tiny.toml", "--preset", "muonfast"], "preset: unknown training preset 'muonfast'; did you mean 'muon_fast'?"),
+        (["train", "tiny.toml", "--scale-steps", "-1"], "tiny.toml: scale_steps: expected greater than 0, got -1.0"),
+        (["presets", "gpt2"], "no preset matches 'gpt2'; did you mean 'gpt-"),
+        (["presets", "--batch", "0"], "--batch: expected a number of at least 1, got 0"),
         (["sweep", "nothing.toml"], "no such file"),
         (["sweep", "sweep.toml", "--workers", "0"], "--workers: expected a number of at least 1"),
         (["sweep", "sweep.toml", "--out", "corpus.txt"], "corpus.txt"),
@@ -84,6 +90,52 @@ def test_bad_input_gets_one_clear_message_and_leaves_nothing(workdir, muonlab, a
     assert out == ""
     assert "Traceback" not in err
     assert sorted(p.name for p in workdir.rglob("*")) == before
+
+
+def test_presets_take_the_place_of_a_recipe(workdir, muonlab):
+    """A preset tried in a few steps, in a folder with the model's name; the flags are keys of the recipe, which --set beats."""
+    small = ["model.layers=1", "model.width=32", "model.context=32", "train.batch=2", "train.eval_tokens=64"]
+    corpus = ["data.source=text", "data.files=['corpus.txt']", "train.precision=float32"]
+    sets = [word for setting in [*small, *corpus] for word in ("--set", setting)]
+    code, out, err = muonlab("train", "--model", "gpt-1m", "--preset", "muon_fast", "--scale-steps", "0.0001", *sets, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["steps"] == 3
+    assert result["folder"] == f"runs/gpt-1m-{result['id']}"
+    described = json.loads((workdir / result["folder"] / "run.json").read_text())["recipe"]
+    assert (described["optimizer"]["name"], described["optimizer"]["lr"]) == ("muon", 0.004)
+    keys = ["model.preset=gpt-1m", "preset=muon_fast", "scale_steps=0.0001"]
+    (workdir / "empty.toml").touch()
+    code, out, _ = muonlab("train", "empty.toml", *[w for key in keys for w in ("--set", key)], *sets, "--json")
+    assert json.loads(out)["id"] == result["id"]
+
+
+def test_plan_takes_presets_too(workdir, muonlab):
+    code, out, _ = muonlab("plan", "--model", "gpt-1m", "--preset", "default", "--json")
+    assert code == 0
+    (row,) = [row for row in json.loads(out) if row["name"] == "blocks.0.mlp.up.weight"]
+    assert row["rule"].startswith("adamw")
+    assert row["lr"] == pytest.approx(3e-4)
+    rates = {}
+    for more in ([], ["--preset", "muon_default"]):
+        rows = json.loads(muonlab("plan", "tiny.toml", *more, "--json")[1])
+        (rates[len(more)],) = {row["lr"] for row in rows if row["role"] == "head"}
+    assert rates == {0: 0.01, 2: 3e-4}  # tiny.toml's own, and the preset's
+
+
+def test_presets_are_listed_with_what_they_need(muonlab):
+    code, out, _ = muonlab("presets", "gpt-1m", "--batch", "2", "--precision", "float32", "--device", "cpu", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["training"] == []
+    (row,) = found["models"]
+    assert (row["name"], row["family"], row["parameters"], row["context"]) == ("gpt-1m", "gpt", 858_369, 256)
+    for needs in row["bytes"].values():
+        assert needs["total"] == needs["weights"] + needs["gradients"] + needs["optimizer_state"] + needs["activations"]
+    assert row["bytes"]["muon"]["optimizer_state"] < row["bytes"]["adamw"]["optimizer_state"]
+    code, out, _ = muonlab("presets", "muon_*", "--precision", "float32", "--device", "cpu")
+    assert "muon_default                    muon        0.003       0.0003          0.1        60000         2000" in out
+    assert "gpt" not in out
 
 
 def test_a_diverged_run_fails_and_says_where(workdir, muonlab):

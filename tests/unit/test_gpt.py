@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-import torch.nn.functional as F
 
 from muonlab.models.attention import rotary_table, rotate
 from muonlab.models.counting import size_of
 from muonlab.models.gpt import GPTConfig
+from muonlab.models.softcap import soft_cap
+from muonlab.optim.routing import assign
 from muonlab.streams import stream_seed
+from muonlab.train.recipe import load_recipe
+from tests.reference import gpt as plain
 
+ROOT = Path(__file__).parents[2]
 SMALL = GPTConfig(layers=2, width=32, head_width=16, context=24)
+FOUR = GPTConfig(layers=4, width=32, head_width=8, context=24)
+EXTRAS = [
+    {},
+    {"kv_heads": 2},
+    {"tied": True},
+    {"bias": False},
+    {"window_pattern": "LSS", "window_block": 2},
+    {"value_embeddings": 1},
+    {"value_embeddings": 2},
+    {"skips": ((2, 0), (3, 0), (3, 1))},
+    {"logit_cap": 5.0},
+    {"logit_cap_form": "tanh"},
+    {"logit_cap_form": "none"},
+    {"residual_scale": 0.7, "residual_scale_learned": "branch"},
+]
+EXTRAS.append({key: value for extras in EXTRAS for key, value in extras.items() if value != "none"})  # all of them together
 
 
 def build(config=SMALL, seed=0, vocab=50, random=True):
@@ -24,9 +46,19 @@ def build(config=SMALL, seed=0, vocab=50, random=True):
     return model.double()
 
 
+def build_with(extras):
+    """Four layers with these extras, their scalars away from where they start."""
+    model = build(FOUR.model_copy(update=extras))
+    for name, p in model.named_parameters():
+        if name.endswith(("value_mix", "skip_weights", "residual_scales")):
+            torch.nn.init.uniform_(p, 0.3, 1.3, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+@pytest.mark.parametrize("extras", EXTRAS, ids=str)
 @pytest.mark.parametrize("t", [0, 7, 22])
-def test_position_t_cannot_see_t_plus_1(t):
-    model = build()
+def test_position_t_cannot_see_t_plus_1(t, extras):
+    model = build_with(extras)
     tokens = torch.randint(0, 50, (1, 24), generator=torch.Generator().manual_seed(2))
     changed = tokens.clone()
     changed[:, t + 1 :] = (changed[:, t + 1 :] + 13) % 50
@@ -44,39 +76,20 @@ def test_every_position_sees_the_first_token():
     assert (difference > 1e-6).all()
 
 
-def test_forward_matches_a_plain_implementation():
-    """The equations once more, written out with loops and a mask."""
-    model = build()
-    tokens = torch.randint(0, 50, (2, 10), generator=torch.Generator().manual_seed(3))
-    norm = lambda x, g: x / (x.square().mean(-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt() * g  # noqa: E731
-    frequencies = [(1 / 1024) ** (i / 3) for i in range(4)] + [0.0] * 4
-    x = norm(model.embed.weight[tokens], model.norm_in.gains)
-    mask = torch.full((10, 10), float("-inf"), dtype=torch.float64).triu(1)
-    for block in model.blocks:
-        a = norm(x, block.norm1.gains)
-        heads = []
-        for h in range(2):
-            rows = slice(16 * h, 16 * h + 16)
-            q, k, v = (a @ f.weight[rows].T + f.bias[rows] for f in (block.attention.q, block.attention.k, block.attention.v))
-            q, k = norm(q, 1.0), norm(k, 1.0)
-            turned = []
-            for u in (q, k):
-                new = u.clone()
-                for t in range(10):
-                    for i, w in enumerate(frequencies):
-                        c, s = torch.cos(torch.tensor(t * w)), torch.sin(torch.tensor(t * w))
-                        new[:, t, i] = u[:, t, i] * c + u[:, t, i + 8] * s
-                        new[:, t, i + 8] = u[:, t, i + 8] * c - u[:, t, i] * s
-                turned.append(new)
-            weights = F.softmax(0.12 * turned[0] @ turned[1].mT + mask, dim=-1)
-            heads.append(weights @ v)
-        x = x + torch.cat(heads, -1) @ block.attention.proj.weight.T + block.attention.proj.bias
-        m = norm(x, block.norm2.gains)
-        m = (m @ block.mlp.up.weight.T + block.mlp.up.bias).clamp(min=0) ** 2
-        x = x + m @ block.mlp.proj.weight.T + block.mlp.proj.bias
-    logits = norm(x, model.norm_out.gains) @ model.head.weight.T + model.head.bias
-    logits = 15 * logits / (logits**2 + 225).sqrt()
-    torch.testing.assert_close(model(tokens).double(), logits, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("extras", EXTRAS, ids=str)
+@torch.no_grad()
+def test_forward_matches_a_plain_implementation(extras):
+    model = build_with(extras)
+    tokens = torch.randint(0, 50, (10,), generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(model(tokens[None])[0].double(), plain.forward(model, tokens), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("extras", EXTRAS[1:], ids=str)
+@torch.no_grad()
+def test_every_extra_makes_a_difference(extras):
+    tokens = torch.randint(0, 50, (1, 24), generator=torch.Generator().manual_seed(3))
+    model = build_with(extras)
+    assert not torch.allclose(model(tokens), build(FOUR)(tokens))
 
 
 def test_rope_is_a_rotation_that_knows_relative_positions_only():
@@ -212,3 +225,95 @@ def test_a_learned_residual_scale_starts_at_its_value_and_gets_gradients(learned
 def test_kv_heads_must_divide_the_heads():
     with pytest.raises(ValueError, match="divisor of the number of heads, 2, got 3"):
         GPTConfig(layers=1, width=32, head_width=16, kv_heads=3)
+
+
+def test_value_embeddings_serve_the_first_layers_and_again_the_last():
+    config = GPTConfig(layers=16, width=32, head_width=8, value_embeddings=5)
+    assert [config.value_table(i) for i in range(16)] == [0, 1, 2, 3, 4, *[None] * 6, 0, 1, 2, 3, 4]
+    assert all(GPTConfig(layers=3).value_table(i) is None for i in range(3))
+
+
+def test_value_embeddings_and_skips_start_at_the_records_values_and_get_gradients():
+    model = build(FOUR.model_copy(update={"value_embeddings": 1, "skips": ((2, 0),), "kv_heads": 2}), random=False)
+    assert [block.attention.value_mix is not None for block in model.blocks] == [True, False, False, True]
+    assert torch.equal(model.blocks[0].attention.value_mix, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    assert torch.equal(model.skip_weights, torch.ones(1, dtype=torch.float64))
+    assert model.value_embeds[0].weight.shape == (50, 2 * 8)
+    assert 0.9 < model.value_embeds[0].weight.std() < 1.1
+    for i, p in enumerate([model.head.weight, *(block.attention.proj.weight for block in model.blocks)]):
+        torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(i))
+    model(torch.arange(24)[None]).square().sum().backward()
+    assert (model.value_embeds[0].weight.grad[:24] != 0).all()
+    assert all((p.grad != 0).all() for p in (model.skip_weights, *(model.blocks[i].attention.value_mix for i in (0, 3))))
+
+
+def test_value_embeddings_are_embeddings_and_scalars_are_vectors():
+    extras = {"value_embeddings": 2, "skips": ((3, 1),), "residual_scale_learned": "layer"}
+    plan = {a.name: a.role for a in assign(build(FOUR.model_copy(update=extras)))}
+    tables = {"embed.weight", "value_embeds.0.weight", "value_embeds.1.weight"}
+    assert {name for name, role in plan.items() if role == "embedding"} == tables
+    assert plan["skip_weights"] == plan["blocks.0.attention.value_mix"] == plan["blocks.0.residual_scales"] == "vector"
+    assert all(role == "matrix" for name, role in plan.items() if name.startswith("blocks") and name.endswith("weight"))
+
+
+def test_extras_that_are_off_are_not_in_the_recipe_and_skips_have_one_order():
+    assert not {"value_embeddings", "skips", "logit_cap_form", "window_pattern"} & GPTConfig().model_dump().keys()
+    one, other = (GPTConfig(skips=pairs) for pairs in ([[9, 6], [10, 4]], [[10, 4], [9, 6]]))
+    assert one.model_dump(mode="json") == other.model_dump(mode="json")
+    assert one.model_dump(mode="json")["skips"] == [[9, 6], [10, 4]]
+    assert GPTConfig.model_validate_json(one.model_dump_json()) == one
+
+
+@pytest.mark.parametrize(
+    ("extras", "message"),
+    [
+        ({"value_embeddings": 3}, "at most 2 for 4 layers, got 3"),
+        ({"skips": [[2, 2]]}, r"from < to < layers \(4\), got \[2, 2\]"),
+        ({"skips": [[4, 1]]}, r"got \[4, 1\]"),
+        ({"skips": [[2, -1]]}, "greater than or equal to 0"),
+        ({"skips": [[3, 1], [3, 1]]}, r"each pair once, got \[\[3, 1\], \[3, 1\]\]"),
+        ({"logit_cap_form": "none", "logit_cap": 30.0}, "leave one of them out"),
+        ({"logit_cap_form": "sigmoid"}, "'rsqrt', 'tanh' or 'none'"),
+    ],
+)
+def test_extras_that_do_not_fit_are_refused(extras, message):
+    with pytest.raises(ValueError, match=message):
+        GPTConfig(layers=4, width=32, head_width=8, **extras)
+
+
+@pytest.mark.parametrize("form", ["rsqrt", "tanh"])
+def test_a_soft_cap_is_the_identity_at_zero_bounded_and_has_its_own_derivative(form):
+    x = torch.tensor([0.0, 1e-3, -2.0, 7.0, 40.0, -1e6], dtype=torch.float64)
+    y = soft_cap(x, 5.0, form)
+    assert (y.abs() <= 5).all()
+    torch.testing.assert_close(y[:2], x[:2], rtol=1e-6, atol=0)
+    assert abs(y[-1].item() + 5) < 1e-6
+    assert torch.autograd.gradcheck(lambda x: soft_cap(x, 5.0, form), (x[:-1].requires_grad_(),))
+
+
+def test_the_benchmarks_cap_is_the_formula_to_the_last_bit_with_gradients_within_rounding():
+    x = torch.randn(200, 50, generator=torch.Generator().manual_seed(0)) * 30
+    ours, formula = (x.clone().requires_grad_() for _ in range(2))
+    y, z = soft_cap(ours, 15.0), 15.0 * formula * torch.rsqrt(formula.square() + 225.0)
+    assert torch.equal(y, z)
+    y.square().sum().backward()
+    z.square().sum().backward()
+    torch.testing.assert_close(ours.grad, formula.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_the_records_sigmoid_is_tanh_and_a_constant():
+    x = torch.linspace(-60, 60, 101, dtype=torch.float64)
+    torch.testing.assert_close(30 * torch.sigmoid(x / 7.5) - 15, soft_cap(x, 15.0, "tanh"))
+
+
+def test_the_medium_recipe_is_the_medium_tracks_model():
+    recipe = load_recipe(ROOT / "recipes" / "gpt-medium.toml")
+    c = recipe.model
+    assert (c.layers, c.width, c.head_width, c.vocab_size) == (16, 1024, 128, 50304)
+    assert c.skips == ((9, 6), (10, 4), (11, 2))
+    assert [i for i in range(16) if c.window_pattern[i] == "L"] == [0, 4, 11, 15]
+    size = size_of(c, 50304)
+    assert size.matmul_parameters == 16 * 12 * 1024**2 + 50304 * 1024 == 252_837_888
+    vectors = 1024 * (2 * 16 + 2) + 2 * 10 + 3  # gains, mixes of values, skips; no biases
+    assert size.parameters == size.matmul_parameters + 6 * 50304 * 1024 + vectors  # an embedding and five tables of values
+    assert recipe.tokens_per_step == 524_288

@@ -108,10 +108,10 @@ def test_forward_is_what_the_paper_writes(config):
 
 
 def test_scales_start_at_their_effective_values_and_are_stored_as_the_paper_says():
-    config = SMALL.model_copy(update={"gated": True, "alpha_init": 0.05})
+    config = SMALL.model_copy(update={"gated": True, "alpha_init": 0.12})
     model = build(config)
     d = config.width
-    expected = {"alpha": (0.05, d**-0.5), "s_qk": (1.0, d**-0.5), "s_uv": (1.0, 1.0), "s_z": (1.0, d**-0.5), "gate": (1.0, 1.0)}
+    expected = {"alpha": (0.12, d**-0.5), "s_qk": (1.0, d**-0.5), "s_uv": (1.0, 1.0), "s_z": (1.0, d**-0.5), "gate": (1.0, 1.0)}
     seen = set()
     for path, module in model.named_modules():
         if isinstance(module, Scale):
@@ -152,8 +152,9 @@ def test_the_gate_is_nothing_at_one_and_no_second_alpha():
     assert len([p for name, p in gated.named_parameters() if "gate" in name]) == 4
 
 
-def test_hidden_states_are_unit_vectors_in_bf16_autocast_too():
-    model = build(GATED, moved=True)
+@pytest.mark.parametrize("config", [SMALL, GATED])
+def test_hidden_states_are_unit_vectors_in_bf16_autocast_too(config):
+    model = build(config, moved=True)
     seen = []
     for block in model.blocks:
         for turn in (block.attention_turn, block.mlp_turn):
@@ -330,6 +331,8 @@ def test_the_155m_model_of_the_study():
     scales = 11 * (4 * 768 + 768 + 2 * 2048) + 50257
     assert size.parameters == matrices + 2 * words + scales == 155_189_073
     assert size.matmul_parameters == matrices + words
+    two, one = size_of(NGPTConfig(layers=2, vocab_size=50257), 1), size_of(NGPTConfig(layers=1, vocab_size=50257), 1)
+    assert two.matmul_parameters - one.matmul_parameters == (4 + 3 * 4) * 768**2, "the paper's MLP: 4·width, three matrices"
     # forward and backward: 6 for each matrix parameter, and 12·layers·d·T for attention without regard to the mask
     assert size.flops_per_token == 6 * size.matmul_parameters + 12 * 11 * 768 * 1024
 
@@ -349,14 +352,14 @@ def test_sizes_that_do_not_fit_are_refused(sizes, message):
 def test_an_interrupted_run_goes_on_bit_for_bit_between_two_projections(workdir, optimizer):
     settings = ["model.family=ngpt", "model.gated=true", f"optimizer.{optimizer}"]
     recipe = load_recipe("tiny.toml", [*settings, "optimizer.constraint=unit_norm", "optimizer.project_every=5"])
-    whole = train(recipe, 5, "whole")
+    whole = train(recipe, 5, "whole", threads=1)
 
     def stop(progress):
         if progress.step == 7:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        train(recipe, 5, "parts", on_progress=stop)
-    parts = train(recipe, 5, "parts", resume=True)
+        train(recipe, 5, "parts", threads=1, on_progress=stop)
+    parts = train(recipe, 5, "parts", threads=1, resume=True)
     assert parts["weights_sha256"] == whole["weights_sha256"]
     assert parts["val_loss"] == whole["val_loss"] < 5.5

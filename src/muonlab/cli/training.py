@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from muonlab.cli.app import Device, Json, Set, app, positive, say, show
 from muonlab.errors import InputError, RunError
 
+if TYPE_CHECKING:
+    from muonlab.train.recipe import Recipe
+
+
+Model = Annotated[str | None, Parameter(name="--model", help="a model preset instead of the recipe's model: `muonlab presets`")]
+Preset = Annotated[str | None, Parameter(name="--preset", help="a training preset instead of the recipe's: `muonlab presets`")]
+ScaleSteps = Annotated[
+    float | None, Parameter(name="--scale-steps", help="factor on all step counts, such as 0.001 to try a preset in a minute")
+]
+
 
 @app.command
 def train(
-    recipe: Path,
+    recipe: Path | None = None,
     *,
+    model: Model = None,
+    preset: Preset = None,
+    scale_steps: ScaleSteps = None,
     set: Set = None,
     seed: int = 0,
     out: Path | None = None,
@@ -29,19 +42,18 @@ def train(
     Parameters
     ----------
     recipe:
-        A recipe file, such as recipes/quickstart.toml.
+        A recipe file, such as recipes/quickstart.toml. It may be left out where --model names a preset.
     seed:
         Decides initial weights and data order.
     out:
-        Folder of the run. Default: runs/RECIPE-ID.
+        Folder of the run. Default: runs/RECIPE-ID, without a recipe runs/MODEL-ID.
     """
     from muonlab.cli.progress import RunDisplay
-    from muonlab.train.recipe import load_recipe
     from muonlab.train.run import train as train_run
 
     positive("--threads", threads)
-    loaded = load_recipe(recipe, set or [])
-    folder = out or Path("runs") / f"{recipe.stem}-{loaded.run_id(seed)}"
+    name, loaded = _recipe(recipe, model, preset, scale_steps, set)
+    folder = out or Path("runs") / f"{name}-{loaded.run_id(seed)}"
     say(f"run {loaded.run_id(seed)} in {folder}")
     with RunDisplay(folder.name) as display:
         result = train_run(
@@ -62,29 +74,54 @@ def _result_in_words(folder: Path, result: dict[str, Any]) -> str:
     )
 
 
+def _recipe(
+    path: Path | None, model: str | None, preset: str | None, scale_steps: float | None, overrides: list[str] | None
+) -> tuple[str, Recipe]:
+    """The recipe that a command line asks for, and what to call it. Each flag is a key of the recipe, which --set beats."""
+    from muonlab.train.recipe import load_recipe
+    from muonlab.train.settings import flat, with_overrides
+
+    flags = {"model.preset": model, "preset": preset, "scale_steps": scale_steps}
+    assignments = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None] + (overrides or [])
+    if path is not None:
+        return path.stem, load_recipe(path, assignments)
+    name = flat(with_overrides({}, assignments)).get("model.preset")
+    if name is None:
+        raise InputError("expected a recipe file such as recipes/quickstart.toml, or --model with a preset; got neither")
+    return str(name), load_recipe(None, assignments)
+
+
 @app.command
-def plan(recipe: Path, *, set: Set = None, json: Json = False) -> None:
+def plan(
+    recipe: Path | None = None,
+    *,
+    model: Model = None,
+    preset: Preset = None,
+    scale_steps: ScaleSteps = None,
+    set: Set = None,
+    json: Json = False,
+) -> None:
     """Show what a recipe does to each parameter, and why: role, rule, effective learning rate and decay.
 
     Parameters
     ----------
     recipe:
-        A recipe file.
+        A recipe file. It may be left out where --model names a preset.
     """
     import torch
 
-    from muonlab.data.tokenizer import VOCAB_SIZE
+    from muonlab.data.corpus import vocab_size
     from muonlab.models.counting import size_of
-    from muonlab.train.recipe import load_recipe
 
-    loaded = load_recipe(recipe, set or [])
+    name, loaded = _recipe(recipe, model, preset, scale_steps, set)
+    vocabulary = vocab_size(loaded.data)
     with torch.device("meta"):
-        model = loaded.model.build(VOCAB_SIZE)
+        module = loaded.model.build(vocabulary)
     try:
-        found = loaded.optimizer.build(model).plan
+        found = loaded.optimizer.build(module).plan
     except ValueError as error:
-        raise InputError(f"{recipe}: optimizer: {error}") from None
-    size = size_of(loaded.model, VOCAB_SIZE)
+        raise InputError(f"{recipe or name}: optimizer: {error}") from None
+    size = size_of(loaded.model, vocabulary)
     summary = (
         f"{size.parameters:,} parameters ({size.matmul_parameters:,} in matrix products), "
         f"{size.flops_per_token / 1e6:,.1f} MFLOP a token, {loaded.train.steps * loaded.tokens_per_step:,} tokens"

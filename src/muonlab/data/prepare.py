@@ -26,7 +26,7 @@ from muonlab.data.prepared import MANIFEST, SPLITS, Prepared, open_prepared
 from muonlab.data.seen import Seen
 from muonlab.data.sources import find_sources
 from muonlab.data.template import Template
-from muonlab.data.tokenizers import TokenIds, Tokenizer, load_tokenizer
+from muonlab.data.tokenizers import TokenIds, Tokenizer, about, load_tokenizer
 from muonlab.errors import InputError
 from muonlab.files import sha256_of, sync_directory, write_atomically
 
@@ -68,7 +68,8 @@ class Progress(NamedTuple):
     rows: int
     tokens: int
     share: float  # of the sources, 0 to 1; 0 where that is not known
-    seconds: float
+    seconds: float  # that all of this share would have taken at this process's pace
+    tokens_per_second: float
 
 
 def prepare(
@@ -117,7 +118,7 @@ def _request(plan: Plan, reader: Reader, template: Template, tokenizer: Tokenize
         "dedupe": plan.dedupe,
         "skip_bad": plan.skip_bad,
         "held_out": plan.held_out,
-        "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size, "end": tokenizer.end},
+        "tokenizer": about(tokenizer),
         "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
     }
 
@@ -247,6 +248,7 @@ class _Work:
 
     def run(self) -> None:
         began = saved = time.monotonic()
+        tokens = self._tokens()
         for batch in self.reader.batches(self.state["source"], self.state["number"], self.rows, _BATCH_ROWS, _BATCH_CHARACTERS):
             self._take(batch.examples)
             self.state |= {"source": batch.source, "number": batch.number, "rows": self.rows + batch.rows}
@@ -256,7 +258,8 @@ class _Work:
             if now - saved >= _SAVE_EVERY:
                 self._save()
                 saved = now
-            self.on_progress(Progress(self.rows, self._tokens(), self.reader.share(), now - began))
+            share, rate = self._share(), (self._tokens() - tokens) / (now - began)
+            self.on_progress(Progress(self.rows, self._tokens(), share, self._tokens() / rate if rate else 0.0, rate))
         if not any(split.shards for split in self.splits.values()):
             why = "; ".join(f"{count:,} left out: {reason}" for reason, count in self.state["left_out"].items())
             raise InputError(
@@ -279,6 +282,10 @@ class _Work:
         for name, split in self.splits.items():
             held = name == SPLITS[1]
             split.add([(t, lead if masks else 0) for e, (t, lead) in zip(examples, encoded) if e.held_out == held])
+
+    def _share(self) -> float:
+        limit = self.request["limit"]
+        return max(self.reader.share(), self.rows / limit if limit else 0.0)
 
     def _tokens(self) -> int:
         return sum(tokens for split in self.splits.values() for _, tokens in split.shards)

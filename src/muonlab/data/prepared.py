@@ -69,6 +69,9 @@ class Prepared:
         self.manifest: dict[str, Any] = json.loads(content)
         self.train, self.validation = (self._documents(name) for name in SPLITS)
 
+    def tokenizer_json(self) -> bytes:
+        return (self.folder / "tokenizer.json").read_bytes()
+
     @property
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.folder / "tokenizer.json")

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,11 @@ class Tokenizer(Protocol):
     def save(self, path: Path) -> None:
         """Writes a tokenizer.json that `load_tokenizer` reads back with the same sha256."""
         ...
+
+
+def about(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What manifests and runs say of it."""
+    return {key: getattr(tokenizer, key) for key in ("name", "sha256", "vocab_size", "end")}
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
@@ -93,14 +98,14 @@ def _download(name: str) -> bytes:
 # -- bytes ----------------------------------------------------------------------------------------------------------
 
 _BYTES = {"muonlab": "bytes", "vocab_size": byte_tokens.VOCAB_SIZE, "end": byte_tokens.END_OF_DOCUMENT}
-_BYTES_JSON = json.dumps(_BYTES).encode()
 
 
 class ByteTokenizer:
     """Every byte of the UTF-8 text is a token, and 256 ends a document."""
 
     name, vocab_size, end = "bytes", byte_tokens.VOCAB_SIZE, byte_tokens.END_OF_DOCUMENT
-    sha256 = hashlib.sha256(_BYTES_JSON).hexdigest()
+    content = json.dumps(_BYTES).encode()
+    sha256 = hashlib.sha256(content).hexdigest()
 
     def encode(self, text: str) -> TokenIds:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16)
@@ -112,7 +117,7 @@ class ByteTokenizer:
         return byte_tokens.decode(np.fromiter(tokens, dtype=np.uint16)).decode(errors="replace")
 
     def save(self, path: Path) -> None:
-        write_atomically(path, _BYTES_JSON)
+        write_atomically(path, self.content)
 
 
 # -- Hugging Face tokenizers ----------------------------------------------------------------------------------------
@@ -123,7 +128,7 @@ class HubTokenizer:
     is all of its text, and then its end."""
 
     def __init__(self, content: bytes, name: str) -> None:
-        self._content, self.name = content, name
+        self.content, self.name = content, name
         library = needed("tokenizers", f"tokenizer {name!r}")
         try:
             self._tokenizer = library.Tokenizer.from_str(content.decode())
@@ -154,7 +159,7 @@ class HubTokenizer:
         return self._tokenizer.decode([int(token) for token in tokens if token != self.end], skip_special_tokens=False)
 
     def save(self, path: Path) -> None:
-        write_atomically(path, self._content)
+        write_atomically(path, self.content)
 
 
 # -- training -------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from muonlab.lab.followups import HeadToHead, Refine, expand
 from muonlab.lab.grid import overlap, point_name, read_grid
 from muonlab.lab.store import run_folder_name
 from muonlab.names import did_you_mean
+from muonlab.train.layers import explicit, laid
 from muonlab.train.recipe import Recipe
 from muonlab.train.settings import flat, merge, nested, read_toml, validated, with_overrides
 
@@ -175,8 +176,10 @@ def load_experiment(
         config = config.model_copy(update={"arms": expanded.arms, "baseline": baseline, "metric": _metric(config, earlier)})
     else:
         base = read_toml(_referred_path(path, "base", str(config.base)))
-    base = with_overrides(merge(base, config.set), overrides)
-    fixed = list(flat(with_overrides({}, overrides)))
+    given = with_overrides({}, overrides)
+    base = laid(laid(laid({}, base), config.set), given)
+    beyond_presets = explicit(given)  # an arm's preset beats that of --set, but not what --set says beside it
+    fixed = list(flat(given))
     cells: list[Cell] = []
     problems: list[str] = []
     for arm, changes in config.arms.items():
@@ -195,7 +198,8 @@ def load_experiment(
             if any(cell.name == name for cell in cells):
                 problems.append(f"{path}: there are two arms {name!r}: the same runs would count twice")
             try:
-                recipe = validated(Recipe, merge(merge(base, changes), nested(swept)), f"{path}: arm {name!r}")
+                settings = merge(laid(base, merge(changes, nested(swept))), beyond_presets)
+                recipe = validated(Recipe, settings, f"{path}: arm {name!r}")
                 cells.append(Cell(name, arm, swept, recipe))
             except InputError as error:
                 problems.extend(error.problems)

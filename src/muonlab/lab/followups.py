@@ -18,6 +18,7 @@ from muonlab.errors import InputError
 from muonlab.lab.grid import Grid, Values, overlap, read_grid
 from muonlab.lab.store import load_sweep
 from muonlab.names import did_you_mean
+from muonlab.train.layers import laid
 from muonlab.train.recipe import Recipe
 from muonlab.train.run_folder import ENDED
 from muonlab.train.settings import flat, merge, nested
@@ -242,13 +243,14 @@ def _met(where: str, follow: HeadToHead, first: Experiment, source: str, means: 
         chosen = (list(by_arm.values()) if len(by_arm) > 1 else ranked)[:2]
     if len(chosen) < 2:
         raise InputError(f"{where}: {follow.of} has only one cell whose runs all finished: nothing to compare it with")
-    if longer := [cell for cell in chosen if cell.recipe.train.steps >= follow.steps]:
-        steps = longer[0].recipe.train.steps
-        raise InputError(f"{where}: steps: expected more than the {steps} of {follow.of}, got {follow.steps}")
+    base = merge(first.base, {"train": {"steps": follow.steps}})
     arms = {}
     for cell in chosen:
         arms[cell.name] = merge(_parts(first, cell.arm)[0], nested(cell.swept))
-        if overlap(["train.steps"], list(flat(arms[cell.name]))):
-            raise InputError(f"{where}: {cell.name} sets train.steps itself: write this comparison out by hand")
+        if own := overlap(["train.steps", "preset"], list(flat(arms[cell.name]))):
+            raise InputError(f"{where}: {cell.name} sets {own} itself: write this comparison out by hand")
+        steps, before = Recipe.model_validate(laid(base, arms[cell.name])).train.steps, cell.recipe.train.steps
+        if steps <= before:
+            raise InputError(f"{where}: steps: expected more than the {before} of {follow.of}, got {steps}")
     found = {"from": source, "winners": {cell.name: {"mean": means[cell.name], "swept": cell.swept} for cell in chosen}}
-    return Expansion(merge(first.base, {"train": {"steps": follow.steps}}), arms, chosen[-1].name, found)
+    return Expansion(base, arms, chosen[-1].name, found)

@@ -21,6 +21,7 @@ from muonlab.lab.pool import Event
 from muonlab.lab.runner import sweep
 from muonlab.lab.store import read_plan, read_runs
 from muonlab.streams import stream_seed
+from muonlab.train.layers import explicit, laid
 from muonlab.train.recipe import Recipe
 from muonlab.train.run_folder import ENDED
 from muonlab.train.settings import flat, merge, nested, read_toml, validated, with_overrides
@@ -74,9 +75,10 @@ class Search:
     base: dict[str, Any]
     arms: dict[str, dict[str, Any]]  # what each changes
     spaces: dict[str, Space]
+    overrides: dict[str, Any]  # explicit ones, which beat presets that arms name
 
     def cell(self, arm: str, point: Mapping[str, Any]) -> Cell:
-        recipe = merge(merge(self.base, self.arms[arm]), nested(point))
+        recipe = merge(laid(self.base, merge(self.arms[arm], nested(point))), self.overrides)
         name = point_name(arm, point)
         return Cell(name, arm, dict(point), validated(Recipe, recipe, f"{self.name}: arm {name!r}"))
 
@@ -89,21 +91,22 @@ def load_search(path: str | Path, overrides: tuple[str, ...] = ()) -> Search:
         base = read_toml(path.parent / config.base)
     except InputError as error:
         raise InputError(f"{path}: base: {error}") from None
-    base = with_overrides(merge(base, config.set), overrides)
+    given = with_overrides({}, overrides)
+    base = laid(laid(laid({}, base), config.set), given)
     problems: list[str] = []
     arms, spaces = {}, {}
     for arm, changes in config.arms.items():
         arms[arm] = {key: value for key, value in changes.items() if key != "space"}
         spaces[arm] = _space(config.space, f"{path}: space", problems)
         spaces[arm] |= _space(changes.get("space", {}), f"{path}: arms.{arm}.space", problems)
-        fixed = [*flat(arms[arm]), *flat(with_overrides({}, overrides))]
+        fixed = [*flat(arms[arm]), *flat(given)]
         if clash := overlap(list(spaces[arm]), fixed):
             problems.append(f"{path}: arm {arm!r} both sets and searches {clash}")
         if not spaces[arm] and not problems:
             problems.append(f"{path}: arms.{arm}: expected a space such as space.optimizer.lr = {{ low = 1e-3, high = 1e-1 }}")
     if problems:
         raise InputError(*dict.fromkeys(problems))
-    search = Search(path.stem, config, base, arms, spaces)
+    search = Search(path.stem, config, base, arms, spaces, explicit(given))
     for arm, space in spaces.items():
         ends = {key: [s.low, s.high] if isinstance(s, Range) else s for key, s in space.items()}
         for i in range(max(map(len, ends.values()))):

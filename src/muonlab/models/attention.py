@@ -1,4 +1,4 @@
-"""Attention and its pieces: RMSNorm, half-truncated RoPE, grouped queries, sliding windows, QK-norm."""
+"""Attention and its pieces: RMSNorm, half-truncated RoPE, grouped queries, sliding windows, QK-norm, value embeddings."""
 
 from __future__ import annotations
 
@@ -62,9 +62,13 @@ def window_mask(length: int, window: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal attention. With fewer `kv_heads` than heads, a key and its value serve a group of queries (arXiv 2305.13245)."""
+    """Causal attention. With fewer `kv_heads` than heads, a key and its value serve a group of queries (arXiv 2305.13245).
 
-    def __init__(self, config: AttentionConfig) -> None:
+    With `mixes_values`, a second source of values is given beside x, such as an embedding of the tokens (modded-nanogpt, after
+    value residuals, arXiv 2410.17897): v ← λ₁v + λ₂·values, both λ learned, ½ at first.
+    """
+
+    def __init__(self, config: AttentionConfig, mixes_values: bool = False) -> None:
         super().__init__()
         d = config.width
         self.heads, self.scale, self.qk_norm = d // config.head_width, config.attention_scale, config.qk_norm
@@ -75,12 +79,18 @@ class Attention(nn.Module):
         self.k = nn.Linear(d, self.kv_heads * config.head_width, bias=config.bias)
         self.v = nn.Linear(d, self.kv_heads * config.head_width, bias=config.bias)
         self.proj = nn.Linear(d, d, bias=config.bias)
+        self.value_mix = nn.Parameter(torch.full((2,), 0.5)) if mixes_values else None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x: (B, T, d); mask: (T, T) bool of what each position sees, None for all of its past."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, values: Tensor | None = None) -> Tensor:
+        """x: (B, T, d); mask: (T, T) bool of what each position sees, None for all of its past; values: (B, T, kv_heads·head_width)
+        with mixes_values."""
         B, T, d = x.shape
         q = self.q(x).view(B, T, self.heads, -1)
         k, v = (f(x).view(B, T, self.kv_heads, -1) for f in (self.k, self.v))
+        if self.value_mix is not None:
+            assert values is not None, "a layer with mixes_values needs values"
+            mix = self.value_mix.to(v.dtype)
+            v = mix[0] * v + mix[1] * values.view_as(v)
         q, k = (rotate(F.rms_norm(u, (u.shape[-1],)) if self.qk_norm else u, cos, sin) for u in (q, k))
         if self.kv_heads < self.heads:
             k, v = (u.repeat_interleave(self.heads // self.kv_heads, dim=2) for u in (k, v))

@@ -8,11 +8,15 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, WithJsonSchema, field_validator
 from torch import Tensor, nn
+
+from muonlab.names import choose
+from muonlab.presets import presets
 
 
 def extra(off: Any, **about: Any) -> Any:
@@ -26,8 +30,18 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    preset: Annotated[str | None, WithJsonSchema({"type": "string", "enum": [*presets("model")]})] = Field(
+        None, exclude=True, description="a model preset (see `muonlab presets`) that the other keys are laid over"
+    )
     context: PositiveInt = Field(1024, description="tokens that a position can see, itself included; the training length")
     vocab_size: PositiveInt | None = Field(None, description="rows of embedding and head; default: the tokenizer's vocabulary")
+
+    @field_validator("preset")
+    @classmethod
+    def _preset_known(cls, name: str | None) -> None:
+        if name is not None:  # a recipe has put the sizes of a known one in its place
+            choose("model preset", name, presets("model"))
+            raise ValueError(f"{name!r} is for a recipe's [model] table; here, give the sizes themselves")
 
     @property
     def window_blocks(self) -> int | None:
@@ -46,6 +60,10 @@ class Model(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of predicting targets (B, T) from tokens (B, T), a scalar: what training calls."""
+        return F.cross_entropy(self(tokens).flatten(0, 1), targets.flatten())
 
     def initialize(self, generator: Callable[[str], torch.Generator]) -> None:
         """Fresh weights. `generator(name)` gives each parameter a random stream of its own, so that a parameter's first

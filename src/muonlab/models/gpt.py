@@ -3,21 +3,23 @@
 RMSNorm with gains, QK-norm, half-truncated RoPE, ReLU² MLP, soft-capped logits, zero-initialized projections.
 The benchmark's own size: 12 layers, width 768, heads of 128, vocabulary 50304, context 1024.
 
-Extras, all off by default: grouped queries, a tied head, sliding windows, a residual scale.
+Extras, all off by default: grouped queries, a tied head, sliding windows, value embeddings, skips, a residual scale, other caps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 from torch import Tensor, nn
 
 from muonlab.models.attention import Attention, QKLayer, RMSNorm, rotary_table, window_mask
+from muonlab.models.cross_entropy import head_loss
 from muonlab.models.family import Model, ModelConfig, extra
+from muonlab.models.softcap import Form, soft_cap
 
 
 class GPTConfig(ModelConfig):
@@ -32,10 +34,17 @@ class GPTConfig(ModelConfig):
     rope_base: float = Field(1024.0, gt=1, description="RoPE frequencies run from 1 to 1/rope_base")
     qk_norm: bool = Field(True, description="normalize queries and keys; without it logits can grow: see QKClip")
     attention_scale: float = Field(0.12, gt=0, description="softmax scale of queries and keys")
-    logit_cap: float = Field(15.0, gt=0, description="logits are cap·x/sqrt(x² + cap²)")
+    logit_cap: float = Field(15.0, gt=0, description="bound on logits: they are cap·x/sqrt(x² + cap²), or see logit_cap_form")
 
     kv_heads: PositiveInt | None = extra(None, description="heads of keys and values (grouped queries); default: as many as heads")
     tied: bool = extra(False, description="the head's matrix is the embedding's")
+    value_embeddings: NonNegativeInt = extra(
+        0, description="tables of token embeddings that are mixed into values, of the first layers and again of the last ones"
+    )
+    skips: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = extra(
+        (), description="[to, from] pairs of layers, from 0: what `from` gave, times a learned weight, is added to what `to` gets"
+    )
+    logit_cap_form: Form = extra("rsqrt", description="tanh: logits are cap·tanh(x/cap); none: x")
     window_pattern: str | None = extra(
         None, pattern="^[LS]+$", description="sliding windows: L(ong) or S(hort, half as many blocks) for each layer, repeated"
     )
@@ -54,7 +63,33 @@ class GPTConfig(ModelConfig):
         if self.kv_heads is not None and (self.width // self.head_width) % self.kv_heads:
             heads = self.width // self.head_width
             raise ValueError(f"kv_heads: expected a divisor of the number of heads, {heads}, got {self.kv_heads}")
+        if 2 * self.value_embeddings > self.layers:
+            raise ValueError(
+                f"value_embeddings: each table serves two layers; expected at most {self.layers // 2} for {self.layers} layers, "
+                f"got {self.value_embeddings}"
+            )
+        if self.logit_cap_form == "none" and self.logit_cap != type(self).model_fields["logit_cap"].default:
+            raise ValueError(f'logit_cap: logit_cap_form = "none" has no use for a cap of {self.logit_cap}; leave one of them out')
         return self
+
+    @field_validator("skips")
+    @classmethod
+    def _one_order(cls, skips: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        if len(set(skips)) < len(skips):
+            raise ValueError(f"expected each pair once, got {[list(pair) for pair in skips]}")
+        return tuple(sorted(skips))
+
+    @model_validator(mode="after")
+    def _skips_fit(self) -> GPTConfig:
+        for to, source in self.skips:
+            if not source < to < self.layers:
+                raise ValueError(f"skips: expected [to, from] with from < to < layers ({self.layers}), got [{to}, {source}]")
+        return self
+
+    def value_table(self, layer: int) -> int | None:
+        """Which value embedding the layer mixes in: with 3 tables, 0 1 2 in the first layers and 0 1 2 in the last ones."""
+        table = layer if layer < self.value_embeddings else layer - (self.layers - self.value_embeddings)
+        return table if table >= 0 else None
 
     @property
     def window_blocks(self) -> int | None:
@@ -64,8 +99,19 @@ class GPTConfig(ModelConfig):
         return GPT(self, self.vocab_size or vocab_size)
 
 
+class MLPConfig(Protocol):
+    """What the MLP needs to know of a model's config."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def mlp_ratio(self) -> int: ...
+    @property
+    def bias(self) -> bool: ...
+
+
 class MLP(nn.Module):
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: MLPConfig) -> None:
         super().__init__()
         hidden = config.mlp_ratio * config.width
         self.up = nn.Linear(config.width, hidden, bias=config.bias)
@@ -78,16 +124,18 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + s·attention(norm(x)), then x + s·mlp(norm(x)); s is the residual scale."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, mixes_values: bool = False) -> None:
         super().__init__()
-        self.norm1, self.attention = RMSNorm(config.width), Attention(config)
+        self.norm1, self.attention = RMSNorm(config.width), Attention(config, mixes_values)
         self.norm2, self.mlp = RMSNorm(config.width), MLP(config)
         learned = {"no": 0, "layer": 1, "branch": 2}[config.residual_scale_learned]
         self.residual_scales = nn.Parameter(torch.full((learned,), config.residual_scale)) if learned else None
         self.residual_scale = config.residual_scale
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:  # x: (B, T, d)
-        x = x + self._scaled(self.attention(self.norm1(x), cos, sin, mask), 0)
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, values: Tensor | None = None
+    ) -> Tensor:  # x: (B, T, d); mask, values: see Attention
+        x = x + self._scaled(self.attention(self.norm1(x), cos, sin, mask, values), 0)
         return x + self._scaled(self.mlp(self.norm2(x)), 1)
 
     def _scaled(self, branch: Tensor, which: int) -> Tensor:
@@ -107,9 +155,12 @@ class GPT(Model):
         self.config, self.vocab_size = config, vocab_size
         self.embed = nn.Embedding(vocab_size, config.width)
         self.norm_in = RMSNorm(config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, config.value_table(i) is not None) for i in range(config.layers))
         self.norm_out = RMSNorm(config.width)
         self.head = None if config.tied else nn.Linear(config.width, vocab_size, bias=config.bias)
+        value_width = (config.kv_heads or config.width // config.head_width) * config.head_width
+        self.value_embeds = nn.ModuleList(nn.Embedding(vocab_size, value_width) for _ in range(config.value_embeddings))
+        self.skip_weights = nn.Parameter(torch.ones(len(config.skips))) if config.skips else None
         cos, sin = rotary_table(config.context, config.head_width, config.rope_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -124,22 +175,44 @@ class GPT(Model):
         self.window[1] = max(1, blocks // 2) * self.config.window_block
 
     def forward(self, tokens: Tensor) -> Tensor:
-        T, pattern = tokens.shape[1], self.config.window_pattern
+        x = self.features(tokens)
+        logits = (F.linear(x, self.embed.weight) if self.head is None else self.head(x)).float()
+        return soft_cap(logits, self.config.logit_cap, self.config.logit_cap_form)
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        x, head = self.features(tokens), self.head or self.embed
+        bias = None if self.head is None else self.head.bias
+        return head_loss(x, head.weight, bias, targets, self.config.logit_cap, self.config.logit_cap_form)
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """What the head makes logits of: (B, T, d)."""
+        T, pattern, skips = tokens.shape[1], self.config.window_pattern, self.config.skips
         cos, sin = self.cos[:T], self.sin[:T]
         masks = {kind: window_mask(T, self.window["LS".index(kind)]) for kind in set(pattern or "")}
+        values = [table(tokens) for table in self.value_embeds]
         x = self.norm_in(self.embed(tokens))
+        weights = () if self.skip_weights is None else self.skip_weights
+        kept: dict[int, Tensor] = {}  # what later layers ask for
         for i, block in enumerate(self.blocks):
-            x = block(x, cos, sin, masks[pattern[i % len(pattern)]] if pattern else None)
-        x = self.norm_out(x)
-        logits = (F.linear(x, self.embed.weight) if self.head is None else self.head(x)).float()
-        cap = self.config.logit_cap
-        return cap * logits * torch.rsqrt(logits.square() + cap * cap)
+            for weight, (to, source) in zip(weights, skips, strict=True):
+                if to == i:
+                    x = x + weight.to(x.dtype) * kept[source]
+            table = self.config.value_table(i)
+            mask = masks[pattern[i % len(pattern)]] if pattern else None
+            x = block(x, cos, sin, mask, None if table is None else values[table])
+            if any(source == i for _, source in skips):
+                kept[i] = x
+        return self.norm_out(x)
 
     @torch.no_grad()
     def initialize(self, generator: Callable[[str], torch.Generator]) -> None:
         for name, p in self.named_parameters():
-            if name.endswith("gains"):
+            if name.endswith("gains") or name == "skip_weights":
                 p.fill_(1.0)
+            elif name.endswith("value_mix"):
+                p.fill_(0.5)
+            elif name.startswith("value_embeds"):
+                p.normal_(generator=generator(name))
             elif name.endswith("residual_scales"):
                 p.fill_(self.config.residual_scale)
             elif p.ndim < 2 or "proj" in name or name.startswith("head"):
@@ -164,4 +237,5 @@ class GPT(Model):
 
     def roles(self) -> dict[str, str]:
         head = {} if self.config.tied else {"head.weight": "head"}
-        return {"*": "vector", "embed.weight": "embedding", **head, "blocks.*.weight": "matrix"}
+        values = {"value_embeds.*": "embedding"} if self.config.value_embeddings else {}
+        return {"*": "vector", "embed.weight": "embedding", **values, **head, "blocks.*.weight": "matrix"}

@@ -3,7 +3,7 @@
     h ← norm(h + |α| ⊙ (norm(block(h)) − h))        twice a layer: attention, then MLP; no norm before a block
 
 The weights stay on their spheres by the optimizer's `constraint` alone (unit_norm, geodesic, geodesic_by_norm): `specs` says
-along which axis. Nothing in the forward pass divides by a weight's norm, so without a constraint this is another model.
+along which axis. Nothing in the forward pass divides by a weight's norm, so that without a constraint this is another model.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def unit(x: Tensor) -> Tensor:
 def rotary_table(length: int, head_width: int, base: float) -> tuple[Tensor, Tensor]:
     """cos and sin (length, head_width / 2) of RoPE as published (arXiv 2104.09864): every pair turns, pair i by base^(−2i/d_head).
 
-    NVIDIA's code for the paper drops the terms x_i cos of the rotation (its issue 10) and so loses the relative position.
+    NVIDIA's code for the paper makes (−x_j cos, x_i sin) of a pair (its issue 10): no rotation, and no relative positions.
     """
     frequency = base ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
     angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)

@@ -102,13 +102,14 @@ class Optimizer(torch.optim.Optimizer):
             self.skipped += 1
             return loss
         with scratch.active():
-            for stack in self._current_stacks():
+            for stack in self.current_stacks():
                 for run in stack.runs():
                     self._step_run(stack, run)
         return loss
 
-    def _current_stacks(self) -> list[Stack]:
-        """The stacks, rebuilt when a parameter got its first gradient or somebody replaced a part of `self.state`."""
+    def current_stacks(self) -> list[Stack]:
+        """What is stepped together, with its state: built when a parameter got its first gradient, or somebody replaced a part of
+        `self.state`."""
         stacks, state = self._stacks, self.state
         fresh = any(p.grad is not None and p not in state for group in self.param_groups for p in group["params"])
         if stacks is None or fresh or not all(s.current(state) for s in stacks):

@@ -22,7 +22,7 @@ class _Local(threading.local):
     def __init__(self) -> None:
         self.active = False
         self.free: list[Tensor] = []  # of bytes
-        self.lent: dict[int, Tensor] = {}  # address of the bytes -> the bytes
+        self.lent: dict[int, Tensor] = {}  # storage -> its bytes
 
 
 _local = _Local()
@@ -54,7 +54,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     else:
         memory = torch.empty(size, dtype=torch.uint8)
     tensor = memory[:size].view(dtype).view(shape)
-    _local.lent[memory.data_ptr()] = memory
+    _local.lent[_storage(memory)] = memory
     return tensor
 
 
@@ -63,12 +63,17 @@ def release(tensor: Tensor, *, kept: Tensor | None = None) -> None:
     is left alone."""
     if not _local.lent:
         return
-    address = tensor.untyped_storage().data_ptr()
-    if address in _local.lent and (kept is None or kept.untyped_storage().data_ptr() != address):
-        _local.free.append(_local.lent.pop(address))
+    storage = _storage(tensor)
+    if storage in _local.lent and (kept is None or _storage(kept) != storage):
+        _local.free.append(_local.lent.pop(storage))
 
 
 def own(tensor: Tensor) -> Tensor:
     """The tensor itself, or a copy for keeps of what lies in memory that `empty` lent."""
-    lent = _local.lent and tensor.untyped_storage().data_ptr() in _local.lent
+    lent = _local.lent and _storage(tensor) in _local.lent
     return tensor.clone() if lent else tensor
+
+
+def _storage(tensor: Tensor) -> int:
+    """Equal for tensors in one storage. Not its address: tensors without memory, whose use is only counted, have none."""
+    return tensor.untyped_storage()._cdata

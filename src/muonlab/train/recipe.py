@@ -19,6 +19,7 @@ from pydantic import (
     PositiveInt,
     Tag,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 from torch import nn
@@ -26,13 +27,15 @@ from torch import nn
 from muonlab.data.corpus import DataConfig
 from muonlab.models.family import ModelConfig, families
 from muonlab.models.gpt import GPTConfig
-from muonlab.names import did_you_mean
+from muonlab.names import choose, did_you_mean
 from muonlab.optim import Optimizer, optimizer
 from muonlab.optim.checks import check_scalars
 from muonlab.optim.elementwise import AdamW
 from muonlab.optim.factory import aux_rule
 from muonlab.optim.scaling import scaling_rule
 from muonlab.optim.variants import variant, variants
+from muonlab.presets import presets
+from muonlab.train.layers import is_factor, laid, scaled
 from muonlab.train.schedule import ScheduleConfig
 from muonlab.train.settings import read_toml, validated, with_overrides
 
@@ -189,16 +192,49 @@ else:
     AnyModel = Annotated[Union[tuple(Annotated[c, Tag(name)] for name, c in families().items())], Discriminator(_family)]  # noqa: UP007
 
 
+_STEP_COUNTS = {  # what scale_steps multiplies, with the defaults
+    "train": {k: TrainConfig.model_fields[k].default for k in ("steps", "eval_every", "log_every", "checkpoint_every")},
+    "schedule": {"warmup_steps": ScheduleConfig.model_fields["warmup_steps"].default},
+}
+
+
 class Recipe(BaseModel):
     """One training run, but for the seed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, title="muonlab recipe")
 
+    preset: Annotated[str | None, WithJsonSchema({"type": "string", "enum": [*presets("training")]})] = Field(
+        None, exclude=True, description="a training preset (see `muonlab presets`) that optimizer, schedule and train are laid over"
+    )
+    scale_steps: float = Field(
+        1.0,
+        gt=0,
+        strict=True,
+        allow_inf_nan=False,
+        exclude=True,
+        description="factor on all step counts: train.steps, eval_every, log_every, checkpoint_every and schedule.warmup_steps",
+    )
     model: AnyModel = Field(default_factory=GPTConfig)  # pyright: ignore[reportArgumentType]
     data: DataConfig = Field(default_factory=DataConfig)  # pyright: ignore[reportArgumentType]
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)  # pyright: ignore[reportArgumentType]
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)  # pyright: ignore[reportArgumentType]
     train: TrainConfig = Field(default_factory=TrainConfig)  # pyright: ignore[reportArgumentType]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expanded(cls, settings: Any) -> Any:
+        """Presets and scale_steps give way to the ordinary values that they stand for; what cannot be expanded is refused below."""
+        if not isinstance(settings, dict):
+            return settings
+        settings = laid({}, settings)
+        if is_factor(settings.get("scale_steps")):
+            settings = scaled(settings, settings.pop("scale_steps"), _STEP_COUNTS)
+        return settings
+
+    @field_validator("preset")
+    @classmethod
+    def _preset_known(cls, name: str | None) -> str | None:
+        return None if name is None else choose("training preset", name, presets("training"))
 
     @model_validator(mode="after")
     def _scalars_known(self) -> Recipe:
@@ -244,6 +280,8 @@ class Recipe(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe in a TOML file, with "dotted.key=value" overrides. Raises InputError, all problems at once."""
-    return validated(Recipe, with_overrides(read_toml(path), overrides), str(path))
+def load_recipe(path: str | Path | None, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe in a TOML file (None: the defaults) with "dotted.key=value" overrides laid over it, presets among them. Raises
+    InputError, all problems at once."""
+    settings = {} if path is None else laid({}, read_toml(path))
+    return validated(Recipe, laid(settings, with_overrides({}, overrides)), "command line" if path is None else str(path))
