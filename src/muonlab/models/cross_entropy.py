@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from muonlab.models.softcap import Form, soft_cap
@@ -51,7 +52,7 @@ class _HeadLoss(torch.autograd.Function):
             dw = torch.zeros_like(weight) if training else None
             db = torch.zeros_like(bias) if training and bias is not None else None
             buffer = low.new_empty(min(_ROWS, len(x)), len(w))
-            for i in range(0, len(x), _ROWS):
+            for i in _starts(x, _ROWS):
                 part, goals = low[i : i + _ROWS], targets[i : i + _ROWS]
                 logits = torch.mm(part, w.mT, out=buffer[: len(part)])
                 total += _to_gradients(logits, b, goals, cap, form, 1 / len(x) if training else None)
@@ -80,7 +81,7 @@ def _to_gradients(logits: Tensor, bias: Tensor | None, targets: Tensor, cap: flo
     """
     total = torch.zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
     step = max(1, _BLOCK // logits.shape[1])
-    for i in range(0, len(logits), step):
+    for i in _starts(logits, step):
         block, goals = logits[i : i + step], targets[i : i + step, None]
         z = block.to(total.dtype) if block.dtype != total.dtype else block
         if bias is not None:
@@ -104,3 +105,8 @@ def _to_gradients(logits: Tensor, bias: Tensor | None, targets: Tensor, cap: flo
             if z is not block:
                 block.copy_(z)
     return total
+
+
+def _starts(rows: Tensor, step: int) -> range:
+    """Where each `step` rows begin. Of a tensor without memory, whose needs are only counted, the first ones stand for all."""
+    return range(0, step if isinstance(rows, FakeTensor) else len(rows), step)
