@@ -112,6 +112,7 @@ def test_what_the_rules_read(text, official, flexible):
 def test_values_are_one_however_they_are_written():
     assert {value(text) for text in ("1,000", "1000", "$1000", "1000.00", "1000.", "$1,000.0", "01000")} == {"1000"}
     assert value("50%") == "50"
+    assert value("1,8") == "18", "the rules remove commas wherever they stand"
     assert [value(text) for text in ("..", ",", "", "1.2.3", "$")] == [None] * 5
     assert same_value("0.5", "1/2")
     assert not same_value(None, "0")

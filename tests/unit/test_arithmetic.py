@@ -10,7 +10,9 @@ from itertools import pairwise
 
 import pytest
 
+from muonlab.data import arithmetic_grammar as grammar
 from muonlab.data.arithmetic import arithmetic_words, work
+from muonlab.data.arithmetic_grammar import Story
 from muonlab.errors import InputError
 from tests.reference.word_problems import solve
 
@@ -99,9 +101,19 @@ def test_sentences_are_clean():
         assert all(first != second for first, second in pairwise(words)), problem.question
 
 
-def test_no_more_problems_than_there_are():
+def test_a_question_is_asked_once(monkeypatch):
+    for name, few in (("_HER", ("Mia",)), ("_HIM", ("Ben",)), ("_THINGS", ("pens", "cups"))):
+        monkeypatch.setattr(grammar, name, few)  # so few that questions would repeat
+    problems = made(4000)
+    assert len({p.question for p in problems}) == 4000
+
+
+def test_no_more_problems_than_there_are(monkeypatch):
     with pytest.raises(InputError, match="level: expected some of 1, 2, 3, got 4"):
         made(1, levels=(4,))
+    monkeypatch.setattr(grammar, "one_step", lambda random: Story(["How many?"], [(2, "+", random.randint(2, 9))]))
+    with pytest.raises(InputError, match="no more different questions after 1; ask for fewer rows"):
+        made(2)
 
 
 def test_the_command_writes_the_same_file_twice_and_never_over_another(muonlab, tmp_path):

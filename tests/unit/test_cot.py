@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from muonlab.data.arithmetic import arithmetic_words
-from muonlab.data.cot import Unfit, read_solution
+from muonlab.data.cot import Solution, Unfit, read_solution
 from muonlab.data.numbers import calculate, read_number, rounds_to, write_number
 
 GSM8K = Path(__file__).parents[1] / "data" / "gsm8k_form.jsonl"
@@ -155,6 +155,11 @@ def test_what_cannot_be_used_says_why(text, kind):
 def test_a_sentence_in_the_middle_is_a_step_and_no_answer():
     solution = read_solution("For one box the answer is 5.\nFor two it is 5 * 2 = 10.\n#### 10")
     assert solution.steps == ("For one box the answer is 5.", "For two it is 5 * 2 = 10.")
+
+
+def test_of_several_boxes_the_last_is_the_answer():
+    solution = read_solution("One is $\\boxed{9}$.\nTwo are \\boxed{9 * 2 = {18}}, so\n\\boxed{18}")
+    assert solution == Solution(("One is $9$.", "Two are 9 * 2 = {18}, so", "18"), Fraction(18))
 
 
 def test_a_step_that_comes_to_another_number_is_noticed():
