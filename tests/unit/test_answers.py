@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from muonlab.evaluate.answers import EXTRACTIONS, same_value, value, vote
@@ -81,6 +81,7 @@ def test_each_rule_judges_as_its_published_program_does(rule):
             assert EXTRACTIONS[rule].matches(text, solution) == published(rule, text, solution), (text, solution)
 
 
+@settings(deadline=None)
 @given(
     some.text("#0123456789.,-$ \nax", max_size=30), some.sampled_from(["#### 1", "#### 12", "#### 1,000", "#### -3", "#### 2.5"])
 )
@@ -143,6 +144,7 @@ def test_of_a_tie_the_answer_that_came_first_wins_and_the_tie_is_told():
     assert vote(["5", "3", "3"]).tied == ()
 
 
+@settings(deadline=None)
 @given(some.lists(some.sampled_from([None, "1", "2", "3"])))
 def test_the_winner_has_the_most_votes(answers):
     found = vote(answers)

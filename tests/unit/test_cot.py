@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from muonlab.data.arithmetic import arithmetic_words
@@ -55,6 +55,7 @@ def test_what_is_no_number_is_none(text):
     assert read_number(text) is None
 
 
+@settings(deadline=None)
 @given(some.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**12), max_value=10**12, places=4))
 def test_a_number_that_was_written_is_read_back(value):
     assert read_number(write_number(Fraction(value))) == Fraction(value)
@@ -66,6 +67,7 @@ def test_numbers_are_written_in_one_way():
     assert written == ["18", "18", "0.5", "1/3", "-2.5", "1000000", "0", "0.125"]
 
 
+@settings(deadline=None)
 @given(some.text("0123456789+-*/(). ", max_size=20))
 def test_sums_are_what_python_says(text):
     found = calculate(text)
