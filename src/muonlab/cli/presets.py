@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from muonlab.cli.app import Device, Json, app, positive, show
+from muonlab.cli.app import Device, Json, app, positive, say, show
 from muonlab.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,12 +54,13 @@ def presets(
 
 
 def _model_row(name: str, *, batch: int, device: str, precision: str) -> dict[str, Any]:
-    """What a model is, and what training it needs with each optimizer."""
+    """What a model is, and what training it needs with each optimizer. Takes some seconds."""
     from muonlab.data.tokenizer import VOCAB_SIZE
     from muonlab.models.counting import size_of
     from muonlab.train.footprint import footprints
     from muonlab.train.recipe import OptimizerConfig, Recipe
 
+    say(f"{name}: following a training step")
     model = Recipe.model_validate({"model": {"preset": name}}).model
     size = size_of(model, VOCAB_SIZE)
     optimizers = {optimizer: OptimizerConfig.model_validate({"name": optimizer}) for optimizer in _OPTIMIZERS}

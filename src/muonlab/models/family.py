@@ -25,10 +25,16 @@ def extra(off: Any, **about: Any) -> Any:
     return Field(off, exclude_if=lambda value: value == off, **about)
 
 
+def _needs_its_name(schema: dict[str, Any]) -> None:
+    """A table without a family is a gpt's: every other has to name itself."""
+    if schema["properties"].get("family", {}).get("default") not in (None, "gpt"):
+        schema["required"] = ["family"]
+
+
 class ModelConfig(BaseModel):
     """Sizes of a model. A family names itself, `family: Literal["..."] = "..."`, adds its keys, and builds its module."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, json_schema_extra=_needs_its_name)
 
     preset: Annotated[str | None, WithJsonSchema({"type": "string", "enum": [*presets("model")]})] = Field(
         None, exclude=True, description="a model preset (see `muonlab presets`) that the other keys are laid over"
