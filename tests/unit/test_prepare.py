@@ -19,6 +19,7 @@ import pytest
 from muonlab.data import formats, prepare
 from muonlab.data.prepare import Plan
 from muonlab.data.prepared import open_prepared
+from muonlab.data.seen import Seen
 from muonlab.data.shards import write_shard
 from muonlab.data.tokenizers import ByteTokenizer, train_bpe
 from muonlab.errors import InputError
@@ -95,6 +96,8 @@ def test_the_template_makes_the_prompt_and_the_answer_follows():
     prepared = made(write("rows.jsonl", rows), columns=("q", "hint", "a"), template=template, held_out=0)
     assert texts(prepared) == [("Q: 2 + 2?\nA: ", "4"), ("Q: 3 * 3? (not 6)\nA: ", "9")]
     assert prepared.template.prompt(rows[1]) == "Q: 3 * 3? (not 6)\nA: "
+    lined = made("rows.jsonl", columns=("q", "hint", "a"), template="{{ prompt }} ->\n", held_out=0, out="lined")
+    assert [prompt for prompt, _ in texts(lined)] == ["2 + 2? ->\n", "3 * 3?\nnot 6 ->\n"], "a line end of the template's is kept"
     plain = made("rows.jsonl", columns=("q", "hint", "a"), held_out=0, out="plain")
     assert texts(plain) == [("2 + 2?\n", "4"), ("3 * 3?\nnot 6\n", "9")], "empty columns leave no line"
 
@@ -312,6 +315,18 @@ def test_two_runs_give_equal_bytes_and_copies_too():
     assert not {".lock", "progress.json", "seen.u64"} & set(first)
 
 
+def test_hashes_that_were_saved_and_forgotten_come_again(tmp_path):
+    seen = Seen(tmp_path / "seen", 0)
+    assert seen.first(np.array([5, 3, 5, 9], np.uint64)).tolist() == [True, True, False, True]
+    count = seen.save()
+    seen.first(np.array([1, 2], np.uint64))
+    seen.save()
+    again = Seen(tmp_path / "seen", count)  # killed before progress.json knew of 1 and 2
+    assert again.first(np.array([9, 2, 7], np.uint64)).tolist() == [False, True, True]
+    last = Seen(tmp_path / "seen", again.save())
+    assert last.first(np.array([7, 1, 2, 3], np.uint64)).tolist() == [False, True, False, False]
+
+
 class Killed(BaseException):
     pass
 
@@ -322,6 +337,7 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(monkeypatch, name, batches):
     """Stopped after any batch, with what was written after the last save still in the files. (With a real SIGKILL:
     tests/cli/test_data_commands.py.)"""
     monkeypatch.setattr(prepare, "_BATCH_ROWS", 6)
+    monkeypatch.setattr(prepare, "_BATCH_CHARACTERS", 230)
     WRITERS[name](name)
     settings = {"columns": QA, "dedupe": True, "held_out": 0.3, "shard_tokens": 400}
     made(name, name, out="whole", **settings)
