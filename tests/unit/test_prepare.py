@@ -21,8 +21,9 @@ from muonlab.data.prepare import Plan
 from muonlab.data.prepared import open_prepared
 from muonlab.data.seen import Seen
 from muonlab.data.shards import write_shard
+from muonlab.data.sources import HubDataset
 from muonlab.data.tokenizers import ByteTokenizer, train_bpe
-from muonlab.errors import InputError
+from muonlab.errors import InputError, RunError
 
 ROWS = [{"question": f"What is {i} and {i % 7}?", "answer": f"It is {i + i % 7}: naïve Ω 🎈"} for i in range(60)]
 BYTES = ByteTokenizer()
@@ -301,6 +302,48 @@ def test_a_hub_name_is_loaded_by_datasets_and_streamed(monkeypatch):
         made("somebody/questions", columns=QA, split="dev", out="c")
 
 
+def test_a_data_set_that_breaks_off_goes_on(monkeypatch):
+    """A connection that is lost after hours costs nothing: what is there stays, and the same command goes on."""
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_list(ROWS)
+    broken = [23]
+
+    class Streamed:
+        def __init__(self, skipped=0):
+            self.skipped = skipped
+
+        def skip(self, n):
+            return Streamed(n)
+
+        def __iter__(self):
+            for i in range(self.skipped, 60):
+                if i in broken:
+                    broken.remove(i)
+                    raise TimeoutError("the line is dead")
+                yield table[i]
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Streamed())
+    monkeypatch.setattr(prepare, "_BATCH_ROWS", 4)
+    monkeypatch.setattr(prepare, "_SAVE_EVERY", 0.0)
+    with pytest.raises(RunError, match=r"somebody/rows, after row 23: the line is dead; the same command goes on"):
+        made("somebody/rows", columns=QA)
+    heard = []
+    assert texts(made("somebody/rows", columns=QA, say=heard.append)) == EXPECTED
+    assert heard == ["out: goes on after row 20"]
+
+
+def test_a_real_data_set_begins_after_any_row(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(ROWS).save_to_disk("saved")
+    os.makedirs("hub")
+    write("hub/train.jsonl")
+    real = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda _, *rest, **options: real("hub", *rest, **options))
+    for source in (HubDataset("saved", None, None), HubDataset("somebody/rows", None, None)):
+        for skip in (0, 7, 59, 60):
+            assert [(n, dict(row)) for n, row in source.rows(skip, QA)] == list(enumerate(ROWS[skip:], skip + 1))
+
+
 # -- the same bytes --------------------------------------------------------------------------------------------------
 
 
@@ -312,6 +355,13 @@ def test_two_runs_give_equal_bytes_and_copies_too():
     first, second = (sums(open_prepared(name).folder) for name in "ab")
     assert first == second
     assert "manifest.json" in first
+    for trace in (".lock", "progress.json", "seen.u64"):  # of a kill at the very end
+        Path("a", trace).touch()
+    assert (
+        made("rows.jsonl", columns=QA, out="a", dedupe=True).sha256
+        == hashlib.sha256(Path("b/manifest.json").read_bytes()).hexdigest()
+    )
+    first = sums(Path("a"))
     assert not {".lock", "progress.json", "seen.u64"} & set(first)
 
 
