@@ -139,6 +139,8 @@ def test_the_waste_is_what_the_rows_show():
     assert (empty, total) == (waste.positions - waste.used, waste.positions)
     assert waste.share == pytest.approx(empty / total)
     assert waste.share < 0.01, "random lengths pack well"
+    assert str(waste).startswith("500 documents in")
+    assert str(PackedLoader(docs, context=128, batch=1, seed=0).waste(400)).startswith("the first 500 documents"), "whole windows"
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():

@@ -377,6 +377,19 @@ def test_hashes_that_were_saved_and_forgotten_come_again(tmp_path):
     assert last.first(np.array([7, 1, 2, 3], np.uint64)).tolist() == [False, True, False, False]
 
 
+SHARED = Path(os.environ.get("MUONLAB_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+@pytest.mark.skipif(not (SHARED / "gsm8k_train_400.jsonl").exists(), reason="needs ../shared/data (400 problems of GSM8K)")
+def test_gsm8k_is_prepared_whole_and_the_same_twice():
+    source = str(SHARED / "gsm8k_train_400.jsonl")
+    first, second = (made(source, columns=QA, out=name) for name in "ab")
+    assert first.manifest["rows"] == len(first.train) + len(first.validation) == 400
+    assert sums(first.folder) == sums(second.folder)
+    rows = [json.loads(line) for line in Path(source).read_text().splitlines()]
+    assert texts(first) == sorted((row["question"] + "\n", row["answer"]) for row in rows)
+
+
 class Killed(BaseException):
     pass
 
