@@ -41,7 +41,8 @@ class Waste:
         return 1 - self.used / self.positions if self.positions else 0.0
 
     def __str__(self) -> str:
-        text = f"{'' if self.all else 'the first '}{self.documents:,} documents in {self.rows:,} rows, {100 * self.share:.2f} % of them empty"
+        which = "" if self.all else "the first "
+        text = f"{which}{self.documents:,} documents in {self.rows:,} rows, {100 * self.share:.2f} % of them empty"
         if self.cut:
             left = f", of which {self.dropped:,} are left out: they have no target" if self.dropped else ""
             text += f"; {self.cut:,} documents are longer than a row and cut into pieces{left}"
