@@ -68,3 +68,13 @@ def test_bf16_autocast_makes_the_products_in_bf16_and_the_rest_in_float32():
     for own, expected in zip(torch.autograd.grad(loss, [x, weight, bias]), exact, strict=True):
         assert own.dtype == torch.float32
         assert F.cosine_similarity(own.flatten(), expected.flatten(), dim=0) > 0.999
+
+
+def test_gradients_of_bf16_weights_do_not_lose_late_rows():
+    stream = torch.Generator().manual_seed(0)
+    x = (torch.randn(131072, 32, generator=stream) + 0.5).bfloat16()
+    weight, targets = torch.zeros(64, 32).bfloat16().requires_grad_(), torch.randint(8, (131072,), generator=stream)
+    (own,) = torch.autograd.grad(head_loss(x, weight, None, targets, 15.0, "none"), weight)
+    (expected,) = torch.autograd.grad(F.cross_entropy(F.linear(x, weight).float(), targets), weight)
+    assert own.dtype == torch.bfloat16
+    assert torch.linalg.vector_norm((own - expected).float()) < 0.01 * torch.linalg.vector_norm(expected.float())

@@ -333,3 +333,22 @@ def test_vectors_are_not_decayed():
     plan = muonlab.optimizer(build(), "muon", weight_decay=0.1).plan
     assert {row.decay for row in plan if row.role == "vector"} == {0.0}
     assert all(row.decay > 0 for row in plan if row.role == "matrix")
+
+
+def test_decays_keep_their_gradient_where_step_sizes_are_large():
+    """Beside the diagonal, whose weights do not depend on A, what is left is small: float32 sums of both would lose it."""
+    stream = torch.Generator().manual_seed(2)
+    x, B, C = (torch.randn(s, generator=stream) for s in ((2, 128, 4, 8), (2, 128, 1, 8), (2, 128, 1, 8)))
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        A = -torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=dtype).requires_grad_()
+        dt = torch.full((2, 128, 4), 3.0, dtype=dtype)
+        y, _ = ssd(x.to(dtype), dt, A, B.to(dtype), C.to(dtype), torch.zeros(4, dtype=dtype), chunk=64)
+        (found[dtype],) = torch.autograd.grad(y.square().sum(), A)
+    torch.testing.assert_close(found[torch.float32].double(), found[torch.float64], rtol=1e-3, atol=0)
+
+
+def test_no_positions_are_refused():
+    empty = torch.zeros(1, 0, 2, 4)
+    with pytest.raises(ValueError, match="at least one position"):
+        ssd(empty, torch.zeros(1, 0, 2), -torch.ones(2), torch.zeros(1, 0, 1, 4), torch.zeros(1, 0, 1, 4), torch.ones(2), chunk=64)

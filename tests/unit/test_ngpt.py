@@ -363,3 +363,14 @@ def test_an_interrupted_run_goes_on_bit_for_bit_between_two_projections(workdir,
     parts = train(recipe, 5, "parts", threads=1, resume=True)
     assert parts["weights_sha256"] == whole["weights_sha256"]
     assert parts["val_loss"] == whole["val_loss"] < 5.5
+
+
+def test_bf16_weights_give_logits_near_those_of_float32():
+    model = NGPTConfig(layers=2, width=32, head_width=16, context=16).build(50)
+    model.initialize(lambda name: torch.Generator().manual_seed(len(name)))
+    tokens = torch.arange(16)[None]
+    with torch.no_grad():
+        exact = model(tokens)
+        low = model.bfloat16()(tokens)
+    assert low.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(exact.flatten(), low.flatten(), dim=0) > 0.999

@@ -116,6 +116,17 @@ def test_long_documents_are_cut_counted_and_pieces_without_targets_left_out():
     assert "1 documents are longer than a row and cut into pieces, of which 2 are left out" in str(waste)
 
 
+def test_a_piece_with_a_single_target_is_kept():
+    docs = documents([20], masked=[8])
+    found = [pair for row in pack(docs.sizes(), np.arange(1), 8) for pair in pairs(packed_batch(docs, [row], 8))]
+    assert sorted(found) == [(t, t + 1) for t in range(7, 19)]
+
+
+def test_a_document_goes_into_the_fullest_row_that_has_room():
+    rows = pack(np.array([(n + 1, 0) for n in (6, 3, 7)]), np.arange(3), 10)
+    assert sorted(sorted(row[:, 2].tolist()) for row in rows) == [[3, 7], [6]]
+
+
 def test_the_waste_is_what_the_rows_show():
     docs = documents(np.random.default_rng(0).integers(2, 90, 500).tolist())
     loader = PackedLoader(docs, context=128, batch=1, seed=0)
@@ -128,6 +139,8 @@ def test_the_waste_is_what_the_rows_show():
     assert (empty, total) == (waste.positions - waste.used, waste.positions)
     assert waste.share == pytest.approx(empty / total)
     assert waste.share < 0.01, "random lengths pack well"
+    assert str(waste).startswith("500 documents in")
+    assert str(PackedLoader(docs, context=128, batch=1, seed=0).waste(400)).startswith("the first 500 documents"), "whole windows"
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():

@@ -19,9 +19,11 @@ import pytest
 from muonlab.data import formats, prepare
 from muonlab.data.prepare import Plan
 from muonlab.data.prepared import open_prepared
+from muonlab.data.seen import Seen
 from muonlab.data.shards import write_shard
+from muonlab.data.sources import HubDataset
 from muonlab.data.tokenizers import ByteTokenizer, train_bpe
-from muonlab.errors import InputError
+from muonlab.errors import InputError, RunError
 
 ROWS = [{"question": f"What is {i} and {i % 7}?", "answer": f"It is {i + i % 7}: naïve Ω 🎈"} for i in range(60)]
 BYTES = ByteTokenizer()
@@ -95,6 +97,8 @@ def test_the_template_makes_the_prompt_and_the_answer_follows():
     prepared = made(write("rows.jsonl", rows), columns=("q", "hint", "a"), template=template, held_out=0)
     assert texts(prepared) == [("Q: 2 + 2?\nA: ", "4"), ("Q: 3 * 3? (not 6)\nA: ", "9")]
     assert prepared.template.prompt(rows[1]) == "Q: 3 * 3? (not 6)\nA: "
+    lined = made("rows.jsonl", columns=("q", "hint", "a"), template="{{ prompt }} ->\n", held_out=0, out="lined")
+    assert [prompt for prompt, _ in texts(lined)] == ["2 + 2? ->\n", "3 * 3?\nnot 6 ->\n"], "a line end of the template's is kept"
     plain = made("rows.jsonl", columns=("q", "hint", "a"), held_out=0, out="plain")
     assert texts(plain) == [("2 + 2?\n", "4"), ("3 * 3?\nnot 6\n", "9")], "empty columns leave no line"
 
@@ -298,6 +302,48 @@ def test_a_hub_name_is_loaded_by_datasets_and_streamed(monkeypatch):
         made("somebody/questions", columns=QA, split="dev", out="c")
 
 
+def test_a_data_set_that_breaks_off_goes_on(monkeypatch):
+    """A connection that is lost after hours costs nothing: what is there stays, and the same command goes on."""
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_list(ROWS)
+    broken = [23]
+
+    class Streamed:
+        def __init__(self, skipped=0):
+            self.skipped = skipped
+
+        def skip(self, n):
+            return Streamed(n)
+
+        def __iter__(self):
+            for i in range(self.skipped, 60):
+                if i in broken:
+                    broken.remove(i)
+                    raise TimeoutError("the line is dead")
+                yield table[i]
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Streamed())
+    monkeypatch.setattr(prepare, "_BATCH_ROWS", 4)
+    monkeypatch.setattr(prepare, "_SAVE_EVERY", 0.0)
+    with pytest.raises(RunError, match=r"somebody/rows, after row 23: the line is dead; the same command goes on"):
+        made("somebody/rows", columns=QA)
+    heard = []
+    assert texts(made("somebody/rows", columns=QA, say=heard.append)) == EXPECTED
+    assert heard == ["out: goes on after row 20"]
+
+
+def test_a_real_data_set_begins_after_any_row(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(ROWS).save_to_disk("saved")
+    os.makedirs("hub")
+    write("hub/train.jsonl")
+    real = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda _, *rest, **options: real("hub", *rest, **options))
+    for source in (HubDataset("saved", None, None), HubDataset("somebody/rows", None, None)):
+        for skip in (0, 7, 59, 60):
+            assert [(n, dict(row)) for n, row in source.rows(skip, QA)] == list(enumerate(ROWS[skip:], skip + 1))
+
+
 # -- the same bytes --------------------------------------------------------------------------------------------------
 
 
@@ -309,7 +355,39 @@ def test_two_runs_give_equal_bytes_and_copies_too():
     first, second = (sums(open_prepared(name).folder) for name in "ab")
     assert first == second
     assert "manifest.json" in first
+    for trace in (".lock", "progress.json", "seen.u64"):  # of a kill at the very end
+        Path("a", trace).touch()
+    assert (
+        made("rows.jsonl", columns=QA, out="a", dedupe=True).sha256
+        == hashlib.sha256(Path("b/manifest.json").read_bytes()).hexdigest()
+    )
+    first = sums(Path("a"))
     assert not {".lock", "progress.json", "seen.u64"} & set(first)
+
+
+def test_hashes_that_were_saved_and_forgotten_come_again(tmp_path):
+    seen = Seen(tmp_path / "seen", 0)
+    assert seen.first(np.array([5, 3, 5, 9], np.uint64)).tolist() == [True, True, False, True]
+    count = seen.save()
+    seen.first(np.array([1, 2], np.uint64))
+    seen.save()
+    again = Seen(tmp_path / "seen", count)  # killed before progress.json knew of 1 and 2
+    assert again.first(np.array([9, 2, 7], np.uint64)).tolist() == [False, True, True]
+    last = Seen(tmp_path / "seen", again.save())
+    assert last.first(np.array([7, 1, 2, 3], np.uint64)).tolist() == [False, True, False, False]
+
+
+SHARED = Path(os.environ.get("MUONLAB_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+@pytest.mark.skipif(not (SHARED / "gsm8k_train_400.jsonl").exists(), reason="needs ../shared/data (400 problems of GSM8K)")
+def test_gsm8k_is_prepared_whole_and_the_same_twice():
+    source = str(SHARED / "gsm8k_train_400.jsonl")
+    first, second = (made(source, columns=QA, out=name) for name in "ab")
+    assert first.manifest["rows"] == len(first.train) + len(first.validation) == 400
+    assert sums(first.folder) == sums(second.folder)
+    rows = [json.loads(line) for line in Path(source).read_text().splitlines()]
+    assert texts(first) == sorted((row["question"] + "\n", row["answer"]) for row in rows)
 
 
 class Killed(BaseException):
@@ -322,6 +400,7 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(monkeypatch, name, batches):
     """Stopped after any batch, with what was written after the last save still in the files. (With a real SIGKILL:
     tests/cli/test_data_commands.py.)"""
     monkeypatch.setattr(prepare, "_BATCH_ROWS", 6)
+    monkeypatch.setattr(prepare, "_BATCH_CHARACTERS", 230)
     WRITERS[name](name)
     settings = {"columns": QA, "dedupe": True, "held_out": 0.3, "shard_tokens": 400}
     made(name, name, out="whole", **settings)

@@ -20,6 +20,7 @@ from muonlab.presets import matching, preset, presets
 from muonlab.train.footprint import footprints
 from muonlab.train.layers import laid
 from muonlab.train.recipe import OptimizerConfig, Recipe, load_recipe
+from muonlab.train.settings import validated
 
 ROOT = Path(__file__).parents[2]
 
@@ -329,3 +330,26 @@ def test_presets_are_package_data():
     assert included == ["src/muonlab"]
     for kind in ("model", "training"):
         assert [*presets(kind)] == sorted(p.stem for p in (ROOT / "src/muonlab/presets" / kind).glob("*.toml"))
+
+
+def test_keys_of_another_family_are_named_as_such():
+    with pytest.raises(InputError, match=r"model.pattern: a key of the family hybrid, .* set model.family"):
+        validated(Recipe, {"model": {"pattern": "MM*"}}, "r.toml")
+
+
+def test_absurd_factors_are_refused():
+    with pytest.raises(InputError, match="scale_steps: expected less than or equal to 1000"):
+        validated(Recipe, {"scale_steps": 1e300}, "r.toml")
+
+
+def test_a_flag_and_a_key_for_the_same_thing_are_refused(muonlab):
+    code, _, err = muonlab("plan", "--model", "gpt-1m", "--set", "model.preset=mamba-small")
+    assert code == 2
+    assert "--set model.preset: it is given by a flag, too" in err
+
+
+def test_the_schema_takes_a_preset_and_keys_of_its_family_beside_it():
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate({"model": {"preset": "mamba-small", "ssm_state": 16}}, Recipe.model_json_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"model": {"preset": "nope"}}, Recipe.model_json_schema())

@@ -54,7 +54,7 @@ def test_truncation_padding_and_marks_in_the_file_are_not_used(bpe, tmp_path):
     """Sentence models ship a tokenizer.json that cuts at 512 tokens and adds marks: a document is all of its text."""
     cutting = tokenizers.Tokenizer.from_str(bpe.content.decode())
     cutting.enable_truncation(4)
-    cutting.enable_padding(length=16)
+    cutting.enable_padding(length=999)
     mark = ("<|endoftext|>", bpe.end)
     cutting.post_processor = tokenizers.processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[mark])
     cutting.save(str(tmp_path / "tokenizer.json"))

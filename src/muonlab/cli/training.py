@@ -82,6 +82,10 @@ def _recipe(
     from muonlab.train.settings import flat, with_overrides
 
     flags = {"model.preset": model, "preset": preset, "scale_steps": scale_steps}
+    if twice := [
+        key for key, value in flags.items() if value is not None and any(o.startswith(f"{key}=") for o in overrides or [])
+    ]:
+        raise InputError(*(f"--set {key}: it is given by a flag, too: leave one of the two out" for key in twice))
     assignments = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None] + (overrides or [])
     if path is not None:
         return path.stem, load_recipe(path, assignments)

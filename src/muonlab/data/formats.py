@@ -28,6 +28,7 @@ Row = dict[str, Any]
 TEXT_BLOCK = 1 << 16  # bytes: a longer text file is cut after a line into documents of about this size
 _CHUNK = 1 << 16  # characters of JSON read at a time
 _PARQUET_ROWS = 256  # read at a time
+_PARQUET_BUFFER = 1 << 20  # bytes of each column: without it a whole row group is read, which may be the whole file
 _SEPARATORS = " \t\r\n,"  # between two objects of a JSON array, or of none
 
 FORMATS = {
@@ -213,7 +214,7 @@ def _parquet(source: DataFile, skip: int, columns: tuple[str, ...]) -> Numbered[
     if source.path.suffix.lower() in COMPRESSIONS:
         raise InputError(f"{source.path}: a Parquet file is compressed within: decompress it first")
     try:
-        with pq.ParquetFile(source.path) as file:
+        with pq.ParquetFile(source.path, pre_buffer=False, buffer_size=_PARQUET_BUFFER) as file:
             names = file.schema_arrow.names
             number, chosen = 0, []
             for group in range(file.num_row_groups):  # whole groups are left out unread

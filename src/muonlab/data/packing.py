@@ -33,6 +33,7 @@ class Waste:
     used: int = 0  # of them, by documents
     cut: int = 0  # documents longer than a row
     dropped: int = 0  # pieces of them without a target that counts
+    all: bool = True  # whether these are all documents
 
     @property
     def share(self) -> float:
@@ -40,7 +41,8 @@ class Waste:
         return 1 - self.used / self.positions if self.positions else 0.0
 
     def __str__(self) -> str:
-        text = f"{self.documents:,} documents in {self.rows:,} rows, {100 * self.share:.2f} % of them empty"
+        which = "" if self.all else "the first "
+        text = f"{which}{self.documents:,} documents in {self.rows:,} rows, {100 * self.share:.2f} % of them empty"
         if self.cut:
             left = f", of which {self.dropped:,} are left out: they have no target" if self.dropped else ""
             text += f"; {self.cut:,} documents are longer than a row and cut into pieces{left}"
@@ -81,9 +83,9 @@ class PackedLoader:
         self._order = self._permuted(self.epoch)
         self._rows = self._packed()
 
-    def waste(self, documents: int = 8 * WINDOW) -> Waste:
-        """Of the first `documents` documents of the first epoch."""
-        order, total = self._permuted(0), Waste()
+    def waste(self, documents: int = 64 * WINDOW) -> Waste:
+        """Of the first `documents` documents of the first epoch: a million take about two seconds."""
+        order, total = self._permuted(0), Waste(all=len(self.documents) <= documents)
         for start in range(0, min(documents, len(order)), WINDOW):
             pack(self._sizes, order[start : start + WINDOW], self.context, total)
         return total

@@ -90,6 +90,7 @@ def prepare(
     folder = Path(out)
     if _already(folder, request):
         say(f"{out}: already prepared")
+        _remove_traces(folder)  # of one that was killed when all was done
         return open_prepared(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     with _locked(folder):
@@ -145,6 +146,11 @@ def _same(folder: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
     differ = [f"{key}: {there.get(key)} there, {value} now" for key, value in now.items() if there.get(key) != value]
     if differ:
         raise InputError(f"--out {folder}: holds another preparation ({'; '.join(differ)}): delete it, or choose a new folder")
+
+
+def _remove_traces(folder: Path) -> None:
+    for name in (_PROGRESS, f"{_PROGRESS}.tmp", _SEEN, _LOCK):
+        (folder / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -327,12 +333,12 @@ class _Work:
             "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files},
         }
         write_atomically(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-        for name in (_PROGRESS, _SEEN, _LOCK):
-            (self.folder / name).unlink(missing_ok=True)
+        _remove_traces(self.folder)
         sync_directory(self.folder)
 
     def discard(self) -> None:
         """Removes all that this made in the folder."""
-        for pattern in (*(f"{name}-*" for name in SPLITS), _PROGRESS, f"{_PROGRESS}.tmp", _SEEN, _LOCK, "tokenizer.json"):
+        for pattern in (*(f"{name}-*" for name in SPLITS), "tokenizer.json"):
             for path in self.folder.glob(pattern):
                 path.unlink()
+        _remove_traces(self.folder)

@@ -10,7 +10,7 @@ from typing import Any
 from muonlab.data.corpus import expand
 from muonlab.data.formats import COMPRESSIONS, FORMATS, DataFile, Numbered, Row, format_of
 from muonlab.data.optional import needed
-from muonlab.errors import InputError
+from muonlab.errors import InputError, RunError
 
 _HUB_NAME = r"[\w.-]+/[\w.-]+|[\w-]+"  # owner/name, or one of the old names without an owner
 _DATASET_MARKS = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk leaves
@@ -35,19 +35,20 @@ class HubDataset:
                 about = {"subset": subset}
         except InputError:
             raise
-        except (OSError, ValueError, RuntimeError) as error:  # an unknown split, subset or name; no connection
-            raise InputError(f"{name}: {str(error).strip().splitlines()[0]}") from None
+        except Exception as error:  # an unknown split, subset or name; no connection: the library's and its client's own types
+            raise InputError(f"{name}: {_first_line(error)}") from None
         self.identity = {"name": self.name, **about, "split": split or "train"}
         self._total, self._done = getattr(self._rows, "num_rows", None), 0
 
     def rows(self, skip: int, columns: tuple[str, ...]) -> Numbered[Row]:
-        """The rows after number `skip`."""
+        """The rows after number `skip`. Raises RunError where the data set does not go on: a connection may come back."""
         try:
             for number, row in enumerate(self._after(skip, columns), skip + 1):
                 self._done = number
                 yield number, row
-        except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"{self.name}: {str(error).strip().splitlines()[0]}") from None
+        except Exception as error:  # of any type, as above
+            where = f"{self.name}, after row {self._done}"
+            raise RunError(f"{where}: {_first_line(error)}; the same command goes on from there") from None
 
     def where(self, number: int) -> str:
         return f"{self.name}, row {number}"
@@ -111,6 +112,10 @@ def _known_format(path: Path) -> str:
     if kind is None:
         raise InputError(f"{path}: unknown format; expected a name that ends with {', '.join(FORMATS)}; or say --format")
     return kind
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _split_of(saved: Any, split: str | None, name: str) -> Any:

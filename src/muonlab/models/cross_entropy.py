@@ -49,8 +49,9 @@ class _HeadLoss(torch.autograd.Function):
             b = None if bias is None else bias.to(w.dtype)
             total = torch.zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
             dx = torch.empty_like(low) if training else None
-            dw = torch.zeros_like(weight) if training else None
-            db = torch.zeros_like(bias) if training and bias is not None else None
+            # float32 for bf16 weights too: sums of many small parts, of which bf16 would lose the later ones
+            dw = torch.zeros_like(weight, dtype=total.dtype) if training else None
+            db = torch.zeros_like(bias, dtype=total.dtype) if training and bias is not None else None
             buffer = low.new_empty(min(_ROWS, len(x)), len(w))
             for i in _starts(x, _ROWS):
                 part, goals = low[i : i + _ROWS], targets[i : i + _ROWS]
@@ -64,14 +65,16 @@ class _HeadLoss(torch.autograd.Function):
                     db += logits.sum(0, dtype=db.dtype)
         if training:
             ctx.save_for_backward(dx, dw, db)
-            ctx.dtype = x.dtype
+            ctx.dtypes = x.dtype, weight.dtype
         return total / len(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         dx, dw, db = ctx.saved_tensors
-        return dx.to(ctx.dtype) * grad, dw * grad, None if db is None else db * grad, None, None, None, None, None
+        of_x, of_weight = ctx.dtypes
+        of_bias = None if db is None else (db * grad).to(of_weight)
+        return dx.to(of_x) * grad, (dw * grad).to(of_weight), of_bias, None, None, None, None, None
 
 
 def _to_gradients(logits: Tensor, bias: Tensor | None, targets: Tensor, cap: float, form: Form, share: float | None) -> Tensor:

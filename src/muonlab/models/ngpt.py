@@ -93,6 +93,7 @@ class Attention(nn.Module):
 
     def forward(self, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # h: (B, T, d)
         B, T, d = h.shape
+        h = h.to(self.q.weight.dtype)
         q, k, v = (f(h).view(B, T, self.heads, self.head_width) for f in (self.q, self.k, self.v))
         s_qk = self.s_qk().view(self.heads, self.head_width)
         q, k = ((s_qk * unit(rotate(u, cos, sin))).to(v.dtype) for u in (q, k))
@@ -118,7 +119,7 @@ class MLP(nn.Module):
         self.proj = nn.Linear(hidden, config.width, bias=False)
 
     def forward(self, h: Tensor) -> Tensor:  # (B, T, d)
-        uv = self.uv(h)
+        uv = self.uv(h.to(self.uv.weight.dtype))
         u, v = (uv * (self.s_uv() * self.gain).to(uv.dtype)).chunk(2, dim=-1)
         return self.proj(u * F.silu(v))
 
@@ -139,7 +140,7 @@ class Turn(nn.Module):
     def forward(self, h: Tensor, out: Tensor) -> Tensor:  # h, the block's output: (B, T, d)
         if self.gate is not None:
             out = self.gate() * out
-        return unit(torch.lerp(h, unit(out), self.alpha().abs()))
+        return unit(torch.lerp(h, unit(out), self.alpha().abs().to(h.dtype)))
 
 
 class Layer(nn.Module):
@@ -176,9 +177,12 @@ class NGPT(Model):
     def forward(self, tokens: Tensor) -> Tensor:
         T = tokens.shape[1]
         h = self.embed(tokens)  # (B, T, d): unit vectors, as the rows are
+        h = h.to(torch.promote_types(h.dtype, torch.float32))  # hidden states stay so, also where the weights are bf16
         for block in self.blocks:
             h = block(h, self.cos[:T], self.sin[:T])
-        return self.s_z() * self.head(h)  # s_z is float32, and so is this product, also where autocast makes the head's bf16
+        return self.s_z() * self.head(h.to(self.head.weight.dtype)).to(
+            h.dtype
+        )  # s_z is float32, and so is this product, also where autocast makes the head's bf16
 
     @torch.no_grad()
     def initialize(self, generator: Callable[[str], torch.Generator]) -> None:

@@ -41,6 +41,8 @@ def ssd(
     Raises ValueError for shapes that do not fit.
     """
     heads, groups = x.shape[2], B.shape[2]
+    if not x.shape[1]:
+        raise ValueError("expected at least one position, got x (b, 0, h, p)")
     if heads % groups or x.shape[:2] != B.shape[:2] or B.shape != C.shape or dt.shape != x.shape[:3]:
         raise ValueError(
             "expected x (b, t, h, p), dt (b, t, h), B and C (b, t, g, n) with g a divisor of h, "
@@ -145,10 +147,16 @@ class _Weights(torch.autograd.Function):
         of_scores = of_sums.sum(3)
         of_sums.mul_(scores[:, :, :, None])  # of the logarithm of each weight
         at_end = of_left * left
-        rows, columns = of_sums.sum(-1), of_sums.sum(-2) + at_end
-        rows[..., -1] += at_end.sum(-1)
-        of_a = (rows - columns).flip(-1).cumsum(-1).flip(-1)
-        return of_a, columns / dt, of_scores, of_weights.diagonal(dim1=-2, dim2=-1).sum((0, 1, -1))
+        of_dt = (of_sums.sum(-2) + at_end) / dt
+        # a_t is in the sums of rows t and later, columns before t. The diagonal's sums are empty; what is left is a difference of
+        # large terms where decays are large, so it is taken in float64.
+        of_sums.diagonal(dim1=-2, dim2=-1).zero_()
+        of_end = at_end.double()
+        of_end[..., -1] = 0
+        rows, columns = of_sums.sum(-1, dtype=torch.float64), of_sums.sum(-2, dtype=torch.float64) + of_end
+        rows[..., -1] += of_end.sum(-1)
+        of_a = (rows - columns).flip(-1).cumsum(-1).flip(-1).to(dt.dtype)
+        return of_a, of_dt, of_scores, of_weights.diagonal(dim1=-2, dim2=-1).sum((0, 1, -1))
 
 
 class _PassOn(torch.autograd.Function):

@@ -6,7 +6,6 @@ preset, and a preset that an arm or the command line names beats what the recipe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,4 +59,4 @@ def scaled(settings: Mapping[str, Any], factor: float, defaults: Mapping[str, Ma
 
 
 def is_factor(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1000

@@ -198,10 +198,17 @@ _STEP_COUNTS = {  # what scale_steps multiplies, with the defaults
 }
 
 
+def _or_a_preset(schema: dict[str, Any]) -> None:
+    """A [model] table is one of a family's, or names a preset, whose family the keys beside it are of."""
+    model = schema["properties"]["model"]
+    named = {"type": "object", "required": ["preset"], "properties": {"preset": {"enum": [*presets("model")]}}}
+    model["anyOf"] = [*model.pop("oneOf", []), named]
+
+
 class Recipe(BaseModel):
     """One training run, but for the seed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="muonlab recipe")
+    model_config = ConfigDict(extra="forbid", frozen=True, title="muonlab recipe", json_schema_extra=_or_a_preset)
 
     preset: Annotated[str | None, WithJsonSchema({"type": "string", "enum": [*presets("training")]})] = Field(
         None, exclude=True, description="a training preset (see `muonlab presets`) that optimizer, schedule and train are laid over"
@@ -209,6 +216,7 @@ class Recipe(BaseModel):
     scale_steps: float = Field(
         1.0,
         gt=0,
+        le=1000,
         strict=True,
         allow_inf_nan=False,
         exclude=True,

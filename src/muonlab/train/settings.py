@@ -101,7 +101,7 @@ def validated(model: type[M], settings: Mapping[str, Any], source: str) -> M:
 
 def _in_words(model: type[BaseModel], problem: dict[str, Any]) -> str:
     location = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith(("function-", "constrained-")))]
-    path, table = _followed(model, location)
+    path, table, alternatives = _followed(model, location)
     where = ".".join(map(str, path))
     prefix = f"{where}: " if where else ""
     given = problem["input"]
@@ -111,7 +111,12 @@ def _in_words(model: type[BaseModel], problem: dict[str, Any]) -> str:
     if problem["type"] == "union_tag_not_found":
         return f"{prefix}expected a table, got {given!r}"
     if problem["type"] == "extra_forbidden":
-        return f"{prefix}unknown key; {did_you_mean(str(location[-1]), table.model_fields)}"
+        key = str(location[-1])
+        others = [tag for tag, other in alternatives.items() if key in other.model_fields]
+        if others:
+            family = f"{where.rpartition('.')[0]}.family"
+            return f"{prefix}a key of the family {' or '.join(others)}, and this model is of another: set {family}"
+        return f"{prefix}unknown key; {did_you_mean(key, table.model_fields)}"
     if problem["type"] == "missing":
         return f"{prefix}missing; this key is required"
     if problem["type"] == "value_error":
@@ -124,14 +129,16 @@ def _in_words(model: type[BaseModel], problem: dict[str, Any]) -> str:
     return f"{prefix}{message}, got {given!r}"
 
 
-def _followed(model: type[BaseModel], location: list[Any]) -> tuple[list[Any], type[BaseModel]]:
-    """pydantic's location as a user knows it, without the tags of unions, and the (possibly nested) table that its end lies in."""
+def _followed(model: type[BaseModel], location: list[Any]) -> tuple[list[Any], type[BaseModel], dict[str, type[BaseModel]]]:
+    """pydantic's location as a user knows it, without the tags of unions; the (possibly nested) table that its end lies in; and
+    where that is one of a union, all of them by their tags."""
     path: list[Any] = []
+    alternatives: dict[str, type[BaseModel]] = {}
     here: Any = model
     choices: dict[str, type[BaseModel]] = {}
     for part in location:
         if part in choices:
-            here, choices = choices[part], {}
+            here, alternatives, choices = choices[part], choices, {}
             continue
         path.append(part)
         field = here.model_fields.get(part)
@@ -140,4 +147,4 @@ def _followed(model: type[BaseModel], location: list[Any]) -> tuple[list[Any], t
         tagged = [(get_args(c)[0], tag) for c in candidates for tag in getattr(c, "__metadata__", ())]
         tagged += [(here, tag) for tag in ([] if field is None else field.metadata)]  # a union of one
         choices = {tag.tag: c for c, tag in tagged if isinstance(tag, Tag)}
-    return path, here
+    return path, here, alternatives
