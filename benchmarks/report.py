@@ -19,7 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from muonlab.train.run_folder import RunFolder, format_row, write_atomically, write_json
+from muonlab.files import write_atomically
+from muonlab.train.run_folder import RunFolder, format_row, write_json
 
 RESULTS = Path(__file__).parent / "results" / "report.json"
 POINTS = 1000

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from muonlab.train.run_folder import RunFolder, write_atomically, write_json
+from muonlab.files import write_atomically
+from muonlab.train.run_folder import RunFolder, write_json
 from muonlab.train.run_folder import format_row as line
 from muonlab.train.settings import nested
 

@@ -183,7 +183,7 @@ def loader(seed=1, n=1000, **options):
 
 
 def test_targets_are_the_inputs_shifted_by_one():
-    x, y = loader().next()
+    x, y, _ = loader().next()
     assert x.shape == y.shape == (4, 10)
     assert (y == x + 1).all()
 
@@ -219,7 +219,7 @@ def test_windows_do_not_cross_segments():
     segments = [np.full(25, i, dtype=np.uint16) for i in range(8)]
     one = Loader(segments, context=10, batch=3, seed=0)
     for _ in range(20):
-        x, y = one.next()
+        x, y, _ = one.next()
         assert (x == y).all()
 
 
@@ -232,7 +232,7 @@ def test_a_corpus_shorter_than_a_batch_is_refused():
 def test_validation_is_always_the_same_tokens():
     segment = np.arange(1000, dtype=np.uint16)
     batches = validation_batches([segment], context=10, batch=3, tokens=70)
-    assert [len(x) for x, _ in batches] == [3, 3, 1]
-    assert sorted(int(t) for x, _ in batches for t in x.flatten()) == list(range(70))
+    assert [len(x) for x, _, _ in batches] == [3, 3, 1]
+    assert sorted(int(t) for x, _, _ in batches for t in x.flatten()) == list(range(70))
     with pytest.raises(InputError, match=r"eval_tokens: expected 10 .* to 990"):
         validation_batches([segment], context=10, batch=3, tokens=1000)

@@ -39,7 +39,7 @@ def test_a_loader_repeats_no_window_within_an_epoch_and_resumes_anywhere(lengths
         return
     seen: dict[int, list[int]] = {}
     for _ in range(stop):
-        x, y = one.next()
+        x, y, _ = one.next()
         assert (y == x + 1).all()
         seen.setdefault(one.epoch, []).extend(x.flatten().tolist())
     assert all(len(tokens) == len(set(tokens)) for tokens in seen.values())

@@ -51,7 +51,8 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """The exit code of a command line."""
-    from muonlab.cli import experiments, presets, records, statistics, training  # noqa: F401 (they register their commands)
+    # imported to register their commands
+    from muonlab.cli import data, data_tasks, evaluation, experiments, presets, records, statistics, training  # noqa: F401
 
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")

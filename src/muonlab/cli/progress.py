@@ -14,6 +14,7 @@ from rich.text import Text
 from muonlab.train.run_folder import ENDED
 
 if TYPE_CHECKING:
+    from muonlab.data.prepare import Progress as Prepared
     from muonlab.lab.pool import Event
     from muonlab.lab.race import Standing
     from muonlab.lab.results import Results
@@ -227,3 +228,32 @@ def print_results(results: Results) -> None:
     console.print()
     for sentence in [*answer(results), *results.audit, *notes(results)]:
         console.print(sentence, markup=False, soft_wrap=True)
+
+
+class PrepareDisplay:
+    """A bar for the preparation of a data set."""
+
+    def __init__(self, name: str) -> None:
+        self.console = Log()
+        self.last_line = time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task(name, total=None, note="starting")
+
+    def __enter__(self) -> PrepareDisplay:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def update(self, progress: Prepared) -> None:
+        left = f"  {duration(progress.seconds * (1 / progress.share - 1))} left" if progress.share > 0 else ""
+        note = f"{progress.rows:,} rows  {progress.tokens:,} tokens  {progress.tokens_per_second:,.0f} tokens/s{left}"
+        self.bar.update(self.task, completed=progress.share, total=1 if progress.share else None, note=note)
+        if not self.console.is_terminal and time.monotonic() - self.last_line > _PLAIN_EVERY:
+            self.last_line = time.monotonic()
+            self.say(note)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)

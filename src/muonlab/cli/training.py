@@ -114,17 +114,18 @@ def plan(
     """
     import torch
 
-    from muonlab.data.tokenizer import VOCAB_SIZE
+    from muonlab.data.corpus import vocab_size
     from muonlab.models.counting import size_of
 
     name, loaded = _recipe(recipe, model, preset, scale_steps, set)
+    vocabulary = vocab_size(loaded.data)
     with torch.device("meta"):
-        module = loaded.model.build(VOCAB_SIZE)
+        module = loaded.model.build(vocabulary)
     try:
         found = loaded.optimizer.build(module).plan
     except ValueError as error:
         raise InputError(f"{recipe or name}: optimizer: {error}") from None
-    size = size_of(loaded.model, VOCAB_SIZE)
+    size = size_of(loaded.model, vocabulary)
     summary = (
         f"{size.parameters:,} parameters ({size.matmul_parameters:,} in matrix products), "
         f"{size.flops_per_token / 1e6:,.1f} MFLOP a token, {loaded.train.steps * loaded.tokens_per_step:,} tokens"

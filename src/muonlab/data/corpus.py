@@ -15,13 +15,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from muonlab.data import tokenizer
+from muonlab.data.prepared import Documents, Prepared, open_prepared
 from muonlab.data.shards import read_shard
 from muonlab.data.tokenizer import Tokens
+from muonlab.data.tokenizers import ByteTokenizer, about
 from muonlab.errors import InputError
 
 Document = tuple[str, bytes]  # a name that does not depend on the machine, and the content
 
 _SPLIT_BY_DOCUMENT = 20  # with fewer documents than this, validation is the tail of the text instead
+SHARD_VOCABULARY = 2**16  # what a uint16 can say
 _SHARD_SAMPLE = 1 << 20  # bytes of a shard's start and end that go into its hash: whole shards take minutes
 
 
@@ -30,10 +33,12 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: Literal["stdlib", "text", "jsonl", "bin"] = Field(
-        "stdlib", description="stdlib: the .py files of the running Python; text, jsonl: your files; bin: token shards"
+    source: Literal["stdlib", "text", "jsonl", "bin", "prepared"] = Field(
+        "stdlib",
+        description="stdlib: the .py files of the running Python; text, jsonl: your files; bin: token shards; prepared: "
+        "folders that `muonlab data prepare` made",
     )
-    files: tuple[str, ...] = Field((), description="paths or globs, relative to the working directory")
+    files: tuple[str, ...] = Field((), description="paths or globs, relative to the working directory; of prepared data, folders")
     validation_files: tuple[str, ...] = Field(
         (), description="held-out files, not trained on even if `files` matches them; default: a fixed split of `files`"
     )
@@ -47,21 +52,30 @@ class DataConfig(BaseModel):
             raise ValueError(f"expected {wanted}, got files = {list(self.files)}")
         if self.source == "stdlib" and self.validation_files:
             raise ValueError("source 'stdlib' has a fixed split: remove validation_files")
+        if self.source == "prepared" and self.validation_fraction != type(self).model_fields["validation_fraction"].default:
+            raise ValueError("validation_fraction: prepared data is split by `muonlab data prepare --held-out`: remove it")
         return self
+
+
+Text = list[Tokens] | Documents
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """train and validation: lists of token arrays (N,) uint16; a window never crosses from one array to the next."""
+    """train and validation: lists of token arrays (N,) uint16, and a window never crosses from one array to the next; of prepared
+    data, documents that are packed."""
 
-    train: list[Tokens]
-    validation: list[Tokens]
+    train: Text
+    validation: Text
     vocab_size: int
-    provenance: dict[str, Any]  # source, sha256, split, tokens
+    provenance: dict[str, Any]  # source, sha256, split, tokens, tokenizer
+    tokenizer: bytes | None  # tokenizer.json; None: token shards do not tell theirs
 
 
 def load(config: DataConfig) -> Corpus:
     """Reads and tokenizes what `config` names. Raises InputError for missing, empty or malformed files."""
+    if config.source == "prepared":
+        return _load_prepared(config)
     if config.source == "bin":
         return _load_shards(config)
     train_paths, held_paths = _paths(config)
@@ -81,18 +95,26 @@ def load(config: DataConfig) -> Corpus:
         "documents": len(documents) + len(held_out or []),
         "train_tokens": len(train),
         "validation_tokens": len(validation),
+        "tokenizer": about(ByteTokenizer()),
     }
-    return Corpus([train], [validation], tokenizer.VOCAB_SIZE, provenance)
+    return Corpus([train], [validation], tokenizer.VOCAB_SIZE, provenance, ByteTokenizer.content)
+
+
+def vocab_size(config: DataConfig) -> int:
+    """The vocabulary of what `config` names, without reading it: a model has at least so many rows."""
+    if config.source == "prepared":
+        return _one_tokenizer([open_prepared(folder) for folder in config.files])["vocab_size"]
+    return SHARD_VOCABULARY if config.source == "bin" else tokenizer.VOCAB_SIZE
 
 
 def _paths(config: DataConfig) -> tuple[list[Path], list[Path]]:
     """Training and validation files. A held-out file is not trained on, whatever `files` matches."""
-    held = _expand(config.validation_files)
+    held = expand(config.validation_files)
     chosen = {path.resolve() for path in held}
-    return [path for path in _expand(config.files) if path.resolve() not in chosen], held
+    return [path for path in expand(config.files) if path.resolve() not in chosen], held
 
 
-def _expand(patterns: tuple[str, ...]) -> list[Path]:
+def expand(patterns: tuple[str, ...]) -> list[Path]:
     """The files that paths and globs name, sorted, each once. Raises InputError for a pattern without a file."""
     found: dict[Path, Path] = {}  # by what a link points to
     for pattern in patterns:
@@ -212,7 +234,7 @@ def _load_shards(config: DataConfig) -> Corpus:
         "train_tokens": counts[0],
         "validation_tokens": counts[1],
     }
-    return Corpus(train, validation, 2**16, provenance)
+    return Corpus(train, validation, SHARD_VOCABULARY, provenance, None)
 
 
 def _cut_tail(segments: list[Tokens], keep: int) -> tuple[list[Tokens], list[Tokens]]:
@@ -236,3 +258,48 @@ def _shard_digest(paths: list[Path]) -> str:
             file.seek(max(0, size - _SHARD_SAMPLE))
             total.update(file.read())
     return total.hexdigest()
+
+
+# -- prepared data --------------------------------------------------------------------------------------------------
+
+
+def _load_prepared(config: DataConfig) -> Corpus:
+    """Folders one after the other. Held out is what they hold out, or all that the validation folders have."""
+    folders, held = ([open_prepared(folder) for folder in names] for names in (config.files, config.validation_files))
+    named = _one_tokenizer([*folders, *held])
+    shares = {folder.manifest["held_out"] for folder in folders}
+    if not held and len(shares) > 1:
+        raise InputError(
+            f"data: the folders hold out different shares ({', '.join(f'{s:g}' for s in sorted(shares))}), so that what one holds "
+            "out another may train on: prepare them with the same --held-out, or name data.validation_files"
+        )
+    train = sum((folder.train for folder in folders), Documents([]))
+    validation = sum((folder.validation for folder in folders), Documents([]))
+    if held:
+        validation = sum((part for folder in held for part in (folder.train, folder.validation)), Documents([]))
+    provenance = {
+        "source": "prepared",
+        "sha256": hashlib.sha256("/".join(folder.sha256 for folder in (*folders, *held)).encode()).hexdigest(),
+        "sha256_of": "the manifests' SHA-256",
+        "split": "by files" if held else "by prompt hash",
+        "documents": len(train) + len(validation),
+        "train_tokens": int(train.sizes()[:, 0].sum()),
+        "validation_tokens": int(validation.sizes()[:, 0].sum()),
+        "tokenizer": named,
+        "manifests": [_about_folder(folder) for folder in (*folders, *held)],
+    }
+    return Corpus(train, validation, named["vocab_size"], provenance, folders[0].tokenizer_json())
+
+
+def _one_tokenizer(folders: list[Prepared]) -> dict[str, Any]:
+    first, *others = folders
+    for other in others:
+        if other.manifest["tokenizer"]["sha256"] != first.manifest["tokenizer"]["sha256"]:
+            names = (f"{folder.folder} ({folder.manifest['tokenizer']['name']})" for folder in (first, other))
+            raise InputError(f"data: {' and '.join(names)} have different tokenizers: prepare both with the same --tokenizer")
+    return first.manifest["tokenizer"]
+
+
+def _about_folder(folder: Prepared) -> dict[str, Any]:
+    keys = ("sources", "columns", "template", "mask", "held_out", "rows_sha256")
+    return {"sha256": folder.sha256, **{key: folder.manifest[key] for key in keys}}

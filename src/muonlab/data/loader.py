@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,7 +12,25 @@ from muonlab.data.tokenizer import Tokens
 from muonlab.errors import InputError
 from muonlab.streams import stream_seed
 
-Batch = tuple[Tensor, Tensor]  # inputs and targets (B, T) int64; targets are the inputs shifted by one
+IGNORED = -100  # a target that does not count; cross_entropy's own default
+
+
+class Batch(NamedTuple):
+    """Rows of tokens (B, T) int64. targets: the inputs shifted by one, IGNORED where no loss counts. documents: for packed rows the
+    number of each token's document in its row, from 0, rising; None: a row is a window of one text."""
+
+    inputs: Tensor
+    targets: Tensor
+    documents: Tensor | None = None
+
+    def counted(self) -> int:
+        """Targets that count."""
+        return self.targets.numel() if self.documents is None else int((self.targets != IGNORED).sum())
+
+    def split(self, parts: int) -> list[Batch]:
+        """Equal parts by rows."""
+        of_each = (t.chunk(parts) for t in self if t is not None)
+        return [Batch(*tensors) for tensors in zip(*of_each, strict=True)]
 
 
 class Loader:
@@ -73,6 +93,6 @@ def validation_batches(segments: list[Tokens], *, context: int, batch: int, toke
 
 
 def to_batch(windows: list[Tokens]) -> Batch:
-    """Windows of T + 1 tokens -> inputs and targets. The one place where labels are shifted."""
+    """Windows of T + 1 tokens -> inputs and targets. The one place where the labels of windows are shifted."""
     both = torch.from_numpy(np.stack(windows).astype(np.int64))
-    return both[:, :-1], both[:, 1:]
+    return Batch(both[:, :-1], both[:, 1:])

@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from muonlab.files import write_atomically
 from muonlab.lab.results import Results, value_of
 from muonlab.lab.targets import CLOCKS, targets_of
-from muonlab.train.run_folder import ENDED, write_atomically
+from muonlab.train.run_folder import ENDED
 
 Columns = dict[str, list[Any]]  # name -> one value a row, None where there is none
 

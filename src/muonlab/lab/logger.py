@@ -30,10 +30,11 @@ from typing import Any
 
 import muonlab
 from muonlab.errors import InputError, RunError
+from muonlab.files import write_atomically
 from muonlab.lab.collection import ended, run_folders
 from muonlab.lab.store import run_folder_name
 from muonlab.train.provenance import cpu_name, git_state
-from muonlab.train.run_folder import RunFolder, format_row, write_atomically, write_json
+from muonlab.train.run_folder import RunFolder, format_row, write_json
 
 _RESERVED = ("crc", "diverged")  # keys of a row that this file writes itself
 

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from muonlab.errors import InputError
+from muonlab.files import write_atomically
 from muonlab.lab import charts, export, render
 from muonlab.lab.arm_tables import change_matrix, recipe_diff, table, tables
 from muonlab.lab.audit import audit
@@ -19,7 +20,6 @@ from muonlab.lab.facts import cost, facts
 from muonlab.lab.findings import answer, notes, verdicts
 from muonlab.lab.results import METRICS, Results, compute, plain
 from muonlab.lab.store import Sweep, load_sweep
-from muonlab.train.run_folder import write_atomically
 
 __all__ = ["answer", "as_json", "notes", "table", "write_report"]
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from muonlab.errors import InputError
-from muonlab.train.run_folder import sync_directory
+from muonlab.files import sha256_of, sync_directory
 
 _MANIFEST = "manifest.json"
 
@@ -118,11 +118,6 @@ def weights_sha256(model: nn.Module) -> str:
         total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _load(path: Path) -> Checkpoint:

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from muonlab.data.packing import PackedLoader
 from muonlab.errors import InputError, Interrupted, RunError
+from muonlab.files import write_atomically
 from muonlab.models.counting import size_of
 from muonlab.train import checkpoint as checkpoints
 from muonlab.train.memory import keep_freed_memory
@@ -65,6 +67,8 @@ def train(
     if machine.device == "cpu":
         keep_freed_memory()
     trainer = Trainer(recipe, seed, machine)
+    if isinstance(trainer.loader, PackedLoader):
+        say(f"packed: {trainer.loader.waste()}")
     if known is not None and known["data"]["sha256"] != trainer.data["sha256"]:
         raise InputError(f"{out}: the corpus has changed since the run began (SHA-256 differs): start a new run")
     with folder.lock(), stop_requests() as request:
@@ -72,6 +76,8 @@ def train(
             raise InputError(f"{out}: another process has begun a run here meanwhile: choose another folder with --out")
         try:
             if known is None:
+                if trainer.tokenizer is not None:
+                    write_atomically(folder.path / "tokenizer.json", trainer.tokenizer)
                 write_json(folder.run_file, _describe(recipe, seed, trainer))
             return _Session(trainer, folder, request, on_progress, say).run()
         except (OSError, SafetensorError) as error:

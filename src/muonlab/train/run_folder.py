@@ -1,5 +1,6 @@
 """The folder of a run, the only truth about it:
 
+    tokenizer.json  what the tokens mean; not of token shards, which do not tell
     run.json        recipe, seed, id, provenance: written once, before the first step
     metrics.jsonl   one row a line, each with a checksum of its own; a resume drops rows after its checkpoint
     checkpoints/    see checkpoint.py
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from muonlab.errors import InputError
+from muonlab.files import write_atomically
 
 ENDED = ("finished", "diverged")  # how a run can end; anything else goes on
 REDO = "delete the run's folder to redo it"
@@ -127,22 +129,3 @@ def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """An object with a checksum of its own, as for rows, laid out for people to read."""
     write_atomically(path, json.dumps(json.loads(format_row(value)), indent=1) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """All of the text or nothing, also after a power cut."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,6 +14,8 @@ from torch import Tensor
 from muonlab.data import corpus
 from muonlab.data.corpus import Corpus
 from muonlab.data.loader import Batch, Loader, validation_batches
+from muonlab.data.packing import PackedLoader, packed_validation_batches
+from muonlab.data.prepared import Documents
 from muonlab.errors import InputError
 from muonlab.optim.precision import bf16_is_fast, pin
 from muonlab.streams import stream_seed
@@ -53,15 +55,19 @@ def choose_machine(recipe: Recipe, device: str | None = None, threads: int | Non
     return Machine(name, precision, threads, fast)
 
 
-def batches(recipe: Recipe, text: Corpus, seed: int) -> tuple[Loader, list[Batch]]:
+def batches(recipe: Recipe, text: Corpus, seed: int) -> tuple[Loader | PackedLoader, list[Batch]]:
     """The training loader and the validation batches. Raises InputError where recipe and corpus do not fit."""
     config, settings = recipe.model, recipe.train
     vocabulary = config.vocab_size or text.vocab_size
     if recipe.data.source != "bin" and vocabulary < text.vocab_size:
         raise InputError(f"model.vocab_size: expected at least the tokenizer's {text.vocab_size}, got {vocabulary}")
-    loader = Loader(text.train, context=config.context, batch=settings.batch, seed=seed)
-    micro = settings.batch // settings.accumulate
-    return loader, validation_batches(text.validation, context=config.context, batch=micro, tokens=settings.eval_tokens)
+    context, micro, train, held = config.context, settings.batch // settings.accumulate, text.train, text.validation
+    if isinstance(train, Documents):
+        loader = PackedLoader(train, context=context, batch=settings.batch, seed=seed)
+    else:
+        loader = Loader(train, context=context, batch=settings.batch, seed=seed)
+    choose = packed_validation_batches if isinstance(held, Documents) else validation_batches
+    return loader, choose(held, context=context, batch=micro, tokens=settings.eval_tokens)  # pyright: ignore[reportArgumentType]
 
 
 def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[object]:
@@ -79,7 +85,7 @@ class Trainer:
         pin(torch.device(machine.device).type, machine.bf16_fast)
         torch.manual_seed(stream_seed(seed, "torch"))  # nothing here draws from it; a user's model may
         text = corpus.load(recipe.data)
-        self.data = text.provenance
+        self.data, self.tokenizer = text.provenance, text.tokenizer
         self.loader, self.validation = batches(recipe, text, seed)
         self.model = recipe.model.build(text.vocab_size)
         self.model.initialize(lambda name: torch.Generator().manual_seed(stream_seed(seed, "init", name)))
@@ -99,7 +105,8 @@ class Trainer:
         return next((g for g in groups if g["rule"] == self.recipe.optimizer.name), groups[0])["lr"]
 
     def train_step(self) -> Tensor:
-        """One optimizer step. Returns the mean training loss of its batch, before the step (a scalar on the device)."""
+        """One optimizer step. Returns the mean training loss of its batch over the targets that count, before the step (a scalar on
+        the device)."""
         settings = self.recipe.train
         factor = self.recipe.schedule.factor(self.step, settings.steps)
         scalars = self.recipe.schedule.scalars_at(self.step, settings.steps)
@@ -109,10 +116,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
             group.update({key: value for key, value in scalars.items() if key in group})
-        inputs, targets = self._on_device(self.loader.next())
-        total = torch.zeros((), device=self.machine.device)
-        for x, y in zip(inputs.chunk(settings.accumulate), targets.chunk(settings.accumulate), strict=True):
-            loss = self._loss(x, y) / settings.accumulate
+        batch = self.loader.next()
+        count, total = batch.counted(), torch.zeros((), device=self.machine.device)
+        for part in batch.split(settings.accumulate):
+            loss = self._loss(self._on_device(part)) * (part.counted() / count)  # the mean is the whole batch's, however split
             loss.backward()
             total += loss.detach()
         if settings.grad_clip is not None:
@@ -124,29 +131,29 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Mean loss in nats per token over the fixed validation tokens."""
+        """Mean loss in nats per token over the fixed validation tokens that count."""
         self.model.eval()
         total, count = torch.zeros((), dtype=torch.float64, device=self.machine.device), 0
         for batch in self.validation:
-            x, y = self._on_device(batch)
-            total += self._loss(x, y).double() * y.numel()
-            count += y.numel()
+            total += self._loss(self._on_device(batch)).double() * batch.counted()
+            count += batch.counted()
         self.model.train()
         return (total / count).item()
 
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
+        """The mean over the targets that count."""
+        documents = () if batch.documents is None else (batch.documents,)
         with autocast(self.machine.device, self.machine.precision):
-            return self.loss(x, y)
+            return self.loss(batch.inputs, batch.targets, *documents)
 
     def _on_device(self, batch: Batch) -> Batch:
-        x, y = batch
-        largest = max(int(x.max()), int(y.max()))
+        largest = max(int(batch.inputs.max()), int(batch.targets.max()))
         if largest >= self.model.vocab_size:
             raise InputError(f"model.vocab_size: expected more than the largest token, {largest}, got {self.model.vocab_size}")
         if self.machine.device == "cpu":
-            return x, y
-        x, y = (t.contiguous().pin_memory().to(self.machine.device, non_blocking=True) for t in (x, y))
-        return x, y
+            return batch
+        moved = (t if t is None else t.contiguous().pin_memory().to(self.machine.device, non_blocking=True) for t in batch)
+        return Batch(*moved)  # pyright: ignore[reportArgumentType]
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
