@@ -62,8 +62,8 @@ class ModelConfig(BaseModel):
 class Model(nn.Module):
     """tokens (B, T) int64 -> logits (B, T, vocab) float32; position t sees the tokens 0 … t. T ≤ config.context.
 
-    With documents (B, T) int64, numbers that rise along a row, position t sees of these only the tokens of its own document. A family
-    may do without: then it cannot be trained on packed data.
+    With documents (B, T) int64, numbers that rise along a row, position t sees of these only the tokens of its own document. A
+    family may do without: then it cannot be trained on packed data.
     """
 
     vocab_size: int
