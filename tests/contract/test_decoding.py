@@ -32,7 +32,15 @@ VARIANTS = {
             "window_block": 8,
         },
         "plain": {"qk_norm": False, "kv_heads": 1, "logit_cap_form": "none", "bias": False},
-    }
+    },
+    "ngpt": {"gated": {"gated": True, "head_width": 16}},
+    "mamba": {"groups": {"ssm_groups": 2, "conv_width": 3, "tied": False}, "no conv": {"conv_width": 1}},
+    "hybrid": {
+        "all": {"pattern": "M*-RR", "layers": 5, "tied": False, "share_passes": False, "passes": 2},
+        "scales": {"pattern": "R", "layers": 3, "scales": (1, 3, 4, 12), "conv_width": 2},
+        "one scale": {"pattern": "*R", "scales": (1,), "passes": 1},
+        "no attention": {"pattern": "M-"},
+    },
 }
 MODELS = [(family, name) for family in families() for name in ("recipe", *VARIANTS.get(family, ()))]
 PARTS = {"at once": [40], "one by one": [1] * 40, "a prompt, then steps": [23] + [1] * 17, "parts": [1, 7, 8, 2, 1, 16, 5]}
@@ -64,7 +72,7 @@ def tensors(states):
 def test_any_parts_give_the_logits_of_the_forward_pass(family, variant):
     model, tokens = build(family, variant), some_tokens(3, CONTEXT)
     wanted = model(tokens)
-    assert wanted.std() > 1e-2
+    assert wanted.std() > 0.05
     for parts in PARTS.values():
         states, found = None, []
         for part in tokens.split(parts, dim=1):

@@ -6,6 +6,7 @@ positions. States are values: whoever keeps old ones can go on from them a secon
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -55,6 +56,27 @@ def counted(tokens: Tensor, lengths: Tensor | None) -> Tensor:
     return found
 
 
+def without_pads(tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+    """tokens (B, T) with 0 at every pad, and what `counted` gave, on their device; None instead where nothing is a pad."""
+    if int(lengths.min()) == tokens.shape[1]:
+        return tokens, None
+    lengths = lengths.to(tokens.device)
+    return tokens.masked_fill(pads(tokens, lengths), 0), lengths
+
+
+def pads(x: Tensor, lengths: Tensor) -> Tensor:
+    """(B, T) bool: where x (B, T, ...) has a pad, with the lengths (B,) of its rows."""
+    return torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+
+
+def newest(x: Tensor, count: int, lengths: Tensor | None) -> Tensor:
+    """The last `count` of each row of x (B, count + T, ...), of whose last T positions the first lengths[b] count (None: all)."""
+    if lengths is None:
+        return x[:, x.shape[1] - count :]
+    index = lengths[:, None] + torch.arange(count, device=x.device)
+    return x.take_along_dim(index.view(*index.shape, *(1,) * (x.ndim - 2)), dim=1)
+
+
 class Slots(NamedTuple):
     """Where a layer's cache puts what is new: entry `entries[i]` of row `rows[i]` goes to slot `slots[i]`."""
 
@@ -72,9 +94,10 @@ class Past:
     computed at pads gets into a cache: they are read as token 0, at the row's last position.
     """
 
-    def __init__(self, tokens: Tensor, states: States | None, lengths: Tensor | None, *, layers: int, longest: int) -> None:
+    def __init__(self, tokens: Tensor, states: States | None, lengths: Tensor | None, *, layers: int, longest: int | None) -> None:
         rows, columns = tokens.shape if tokens.ndim == 2 else (0, 0)
-        self.lengths, self.longest, self.device = counted(tokens, lengths), longest, tokens.device
+        new, self.longest, self.device = counted(tokens, lengths), longest or sys.maxsize, tokens.device
+        self.tokens, self.lengths = without_pads(tokens, new)
         if states is None:
             states = States(torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64), ((),) * layers)
         if not isinstance(states, States):
@@ -84,24 +107,22 @@ class Past:
                 f"states: expected those of {rows} rows and {layers} layers, got {len(states.length)} and {len(states.layers)}; "
                 "decoding.select picks rows"
             )
-        self.start, self.end = states.length, states.length + self.lengths
-        if int(self.end.max()) > longest:
+        self.start, self.end = states.length, states.length + new
+        if int(self.end.max()) > self.longest:
             row = int(self.end.argmax())
             raise ValueError(
                 f"tokens: expected at most {longest} in a row, the model's context, got {int(self.start[row])} read and "
-                f"{int(self.lengths[row])} more: stop there, or begin again with the newest ones"
+                f"{int(new[row])} more: stop there, or begin again with the newest ones"
             )
         self.layers = list(states.layers)
         # Buffers are written in place, behind what every row has read. If someone has already done so, this call takes copies.
         self.copies = not torch.equal(states.written, states.length)
         self.written = self.end.clone() if self.copies else states.written.copy_(self.end)
         column = torch.arange(columns)
-        counts = column < self.lengths[:, None]  # (B, T)
-        places = (self.start[:, None] + column).minimum((self.end - 1).clamp(min=0)[:, None])
-        self.tokens = tokens if counts.all() else tokens.masked_fill(~counts.to(self.device), 0)
-        self.position = places.to(self.device)  # (B, T)
-        at, entries = counts.nonzero(as_tuple=True)
-        self.slots = self._on_device(at, entries, places[at, entries], max(1, int(self.end.max())), longest)
+        self.counts = column < new[:, None]  # (B, T), on the CPU, like its positions
+        self.places = (self.start[:, None] + column).minimum((self.end - 1).clamp(min=0)[:, None])
+        self.position = self.places.to(self.device)
+        self.slots = self.put(self.places, self.counts, total=int(self.end.max()), most=self.longest)
 
     def tables(self, *tables: Tensor) -> tuple[Tensor, ...]:
         """Rows of each table (context, n) for the new tokens: (B, T, n)."""
@@ -114,6 +135,12 @@ class Past:
             return None
         seen, slot = self.position[:, None, :, None], torch.arange(self.slots.total, device=self.device)
         return slot <= seen if window is None else (slot <= seen) & (slot > seen - window)
+
+    def put(self, slots: Tensor, counts: Tensor, *, total: int, most: int) -> Slots:
+        """A plan that puts entry (b, i) of new keys and values into slots[b, i] where it counts; both (B, entries), on the CPU."""
+        rows, entries = counts.nonzero(as_tuple=True)
+        places = (index.to(self.device) for index in (rows, entries, slots[rows, entries]))
+        return Slots(*places, total=max(1, total), most=most)  # where nothing was read at all, pads see a slot of zeros
 
     def keep(self, layer: int, keys: Tensor, values: Tensor) -> KV:
         """Puts keys and values (B, T, kv heads, head width) into the layer's cache and gives all in it, (B, slots, ...)."""
@@ -137,6 +164,3 @@ class Past:
     def states(self) -> States:
         """What the model remembers after the call."""
         return States(self.end, self.written, tuple(self.layers))
-
-    def _on_device(self, rows: Tensor, entries: Tensor, slots: Tensor, total: int, most: int) -> Slots:
-        return Slots(rows.to(self.device), entries.to(self.device), slots.to(self.device), total, most)
