@@ -60,17 +60,27 @@ class ModelConfig(BaseModel):
 
 
 class Model(nn.Module):
-    """tokens (B, T) int64 -> logits (B, T, vocab) float32; position t sees the tokens 0 … t. T ≤ config.context."""
+    """tokens (B, T) int64 -> logits (B, T, vocab) float32; position t sees the tokens 0 … t. T ≤ config.context.
+
+    With documents (B, T) int64, numbers that rise along a row, position t sees of these only the tokens of its own document. A
+    family may do without: then it cannot be trained on packed data.
+    """
 
     vocab_size: int
     longest: int | None = None  # tokens of a row that `extend` can read; None: there is no limit
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         raise NotImplementedError
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of predicting targets (B, T) from tokens (B, T), a scalar: what training calls."""
-        return F.cross_entropy(self(tokens).flatten(0, 1), targets.flatten())
+    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy in nats of predicting targets (B, T) from tokens (B, T), a scalar: what training calls. Targets of
+        -100 do not count; there must be some that do."""
+        logits = self(tokens) if documents is None else self(tokens, documents)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def keeps_documents_apart(self) -> bool:
+        """Whether `forward` takes documents."""
+        return "documents" in inspect.signature(self.forward).parameters
 
     def extend(self, tokens: Tensor, states: Any = None, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
         """Logits (B, T, vocab) float32 for tokens (B, T) that follow those of `states` (None: nothing), and the new states.

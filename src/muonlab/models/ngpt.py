@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from muonlab.models.attention import Cache, rotate
+from muonlab.models.attention import Cache, document_mask, positions, rotate
 from muonlab.models.decoding import Past, States
 from muonlab.models.family import Model, ModelConfig
 
@@ -93,9 +93,8 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.proj = (nn.Linear(d, d, bias=False) for _ in range(4))
         self.s_qk = Scale(d, init=1.0, scale=d**-0.5)
 
-    def forward(
-        self, h: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:  # h: (B, T, d); mask and cache as in the GPT's
+    def forward(self, h: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """h: (B, T, d); mask: (B, 1, T, T) bool of what each position sees, None for all of its past; cache: as in the GPT's."""
         B, T, d = h.shape
         h = h.to(self.q.weight.dtype)
         q, k, v = (f(h).view(B, T, self.heads, self.head_width) for f in (self.q, self.k, self.v))
@@ -183,22 +182,21 @@ class NGPT(Model):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self._logits(tokens)
+    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
+        mask, cos, sin = None, self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
+        if documents is not None:  # s_qk weighs what RoPE has turned, so that places are not merely relative
+            mask, place = document_mask(documents), positions(documents)
+            cos, sin = cos[place], sin[place]
+        return self._logits(tokens, cos, sin, mask)
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, states: States | None = None, lengths: Tensor | None = None) -> tuple[Tensor, States]:
         """See Model.extend."""
         past = Past(tokens, states, lengths, layers=len(self.blocks), longest=self.config.context)
-        return self._logits(past.tokens, past), past.states()
+        cos, sin = past.tables(self.cos, self.sin)
+        return self._logits(past.tokens, cos, sin, past.mask(), past), past.states()
 
-    def _logits(self, tokens: Tensor, past: Past | None = None) -> Tensor:
-        """With a past, the tokens are those that it adds."""
-        T = tokens.shape[1]
-        if past is None:
-            (cos, sin), mask = (self.cos[:T], self.sin[:T]), None
-        else:
-            (cos, sin), mask = past.tables(self.cos, self.sin), past.mask()
+    def _logits(self, tokens: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, past: Past | None = None) -> Tensor:
         h = self.embed(tokens)  # (B, T, d): unit vectors, as the rows are
         h = h.to(torch.promote_types(h.dtype, torch.float32))  # hidden states stay so, also where the weights are bf16
         for i, block in enumerate(self.blocks):
