@@ -60,16 +60,26 @@ class ModelConfig(BaseModel):
 
 
 class Model(nn.Module):
-    """tokens (B, T) int64 -> logits (B, T, vocab) float32; position t sees the tokens 0 … t. T ≤ config.context."""
+    """tokens (B, T) int64 -> logits (B, T, vocab) float32; position t sees the tokens 0 … t. T ≤ config.context.
+
+    With documents (B, T) int64, numbers that rise along a row, position t sees of these only the tokens of its own document. A
+    family may do without: then it cannot be trained on packed data.
+    """
 
     vocab_size: int
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         raise NotImplementedError
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of predicting targets (B, T) from tokens (B, T), a scalar: what training calls."""
-        return F.cross_entropy(self(tokens).flatten(0, 1), targets.flatten())
+    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy in nats of predicting targets (B, T) from tokens (B, T), a scalar: what training calls. Targets of
+        -100 do not count; there must be some that do."""
+        logits = self(tokens) if documents is None else self(tokens, documents)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def keeps_documents_apart(self) -> bool:
+        """Whether `forward` takes documents."""
+        return "documents" in inspect.signature(self.forward).parameters
 
     def initialize(self, generator: Callable[[str], torch.Generator]) -> None:
         """Fresh weights. `generator(name)` gives each parameter a random stream of its own, so that a parameter's first

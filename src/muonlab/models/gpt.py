@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 from torch import Tensor, nn
 
-from muonlab.models.attention import Attention, QKLayer, RMSNorm, rotary_table, window_mask
+from muonlab.models.attention import Attention, QKLayer, RMSNorm, document_mask, rotary_table, window_mask
 from muonlab.models.cross_entropy import head_loss
 from muonlab.models.family import Model, ModelConfig, extra
 from muonlab.models.softcap import Form, soft_cap
@@ -174,21 +174,23 @@ class GPT(Model):
         self.window[0] = blocks * self.config.window_block
         self.window[1] = max(1, blocks // 2) * self.config.window_block
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.features(tokens)
+    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
+        x = self.features(tokens, documents)
         logits = (F.linear(x, self.embed.weight) if self.head is None else self.head(x)).float()
         return soft_cap(logits, self.config.logit_cap, self.config.logit_cap_form)
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        x, head = self.features(tokens), self.head or self.embed
+    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
+        x, head = self.features(tokens, documents), self.head or self.embed
         bias = None if self.head is None else self.head.bias
         return head_loss(x, head.weight, bias, targets, self.config.logit_cap, self.config.logit_cap_form)
 
-    def features(self, tokens: Tensor) -> Tensor:
+    def features(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         """What the head makes logits of: (B, T, d)."""
         T, pattern, skips = tokens.shape[1], self.config.window_pattern, self.config.skips
         cos, sin = self.cos[:T], self.sin[:T]
+        own = None if documents is None else document_mask(documents)
         masks = {kind: window_mask(T, self.window["LS".index(kind)]) for kind in set(pattern or "")}
+        masks = {kind: mask if own is None else mask & own for kind, mask in masks.items()}
         values = [table(tokens) for table in self.value_embeds]
         x = self.norm_in(self.embed(tokens))
         weights = () if self.skip_weights is None else self.skip_weights
@@ -198,7 +200,7 @@ class GPT(Model):
                 if to == i:
                     x = x + weight.to(x.dtype) * kept[source]
             table = self.config.value_table(i)
-            mask = masks[pattern[i % len(pattern)]] if pattern else None
+            mask = masks[pattern[i % len(pattern)]] if pattern else own
             x = block(x, cos, sin, mask, None if table is None else values[table])
             if any(source == i for _, source in skips):
                 kept[i] = x

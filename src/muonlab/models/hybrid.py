@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from muonlab.models.attention import Attention, RMSNorm, rotary_table
+from muonlab.models.attention import Attention, RMSNorm, document_mask, rotary_table
 from muonlab.models.cross_entropy import head_loss
 from muonlab.models.family import Model
 from muonlab.models.gpt import MLP
@@ -93,8 +93,8 @@ class Layer(nn.Module):
         super().__init__()
         self.norm, self.branch = RMSNorm(width), branch
 
-    def forward(self, x: Tensor, *tables: Tensor) -> Tensor:  # x: (B, T, d); tables: RoPE's, for attention
-        return x + self.branch(self.norm(x), *tables)
+    def forward(self, x: Tensor, *about: Tensor | None) -> Tensor:  # x: (B, T, d); about: what else the branch asks for
+        return x + self.branch(self.norm(x), *about)
 
 
 def layer_of(kind: str, config: HybridConfig) -> nn.Module:
@@ -120,27 +120,29 @@ class Hybrid(Model):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.features(tokens)
+    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
+        x = self.features(tokens, documents)
         logits = (F.linear(x, self.embed.weight) if self.head is None else self.head(x)).float()
         return soft_cap(logits, self.config.logit_cap)
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         head = self.head or self.embed
-        return head_loss(self.features(tokens), head.weight, None, targets, self.config.logit_cap, "rsqrt")
+        return head_loss(self.features(tokens, documents), head.weight, None, targets, self.config.logit_cap, "rsqrt")
 
-    def features(self, tokens: Tensor) -> Tensor:
+    def features(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         """What the head makes logits of: (B, T, d)."""
         T, kinds = tokens.shape[1], self.config.kinds
         cos, sin = self.cos[:T], self.sin[:T]
         x = self.norm_in(self.embed(tokens))
-        keys = keys_of(T, self.config.scales, cos, sin) if "R" in kinds else None
+        keys = keys_of(T, self.config.scales, cos, sin, documents) if "R" in kinds else None
+        mask = None if documents is None else document_mask(documents)
+        about = {"M": (documents,), "*": (cos, sin, mask), "-": ()}
         memory = torch.zeros_like(x)
         for kind, block in zip(kinds, self.blocks, strict=True):
             if kind == "R":
-                x, memory = block(x, memory, cos, sin, keys)
+                x, memory = block(x, memory, cos, sin, keys, documents)
             else:
-                x = block(x, cos, sin) if kind == "*" else block(x)
+                x = block(x, *about[kind])
         return self.norm_out(x)
 
     @torch.no_grad()

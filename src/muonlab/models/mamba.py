@@ -148,19 +148,20 @@ class Mamba2(nn.Module):
         self.norm = GatedNorm(inner, config.ssm_groups)
         self.out_proj = nn.Linear(inner, config.width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, d)
-        return self.extend(x)[0]
+    def forward(self, x: Tensor, documents: Tensor | None = None) -> Tensor:
+        """x: (B, T, d); documents (B, T), rising along a row: each begins with an empty state."""
+        return self.extend(x, documents=documents)[0]
 
-    def extend(self, x: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
+    def extend(self, x: Tensor, state: MambaState | None = None, documents: Tensor | None = None) -> tuple[Tensor, MambaState]:
         """y (B, T, d) for positions x (B, T, d) that follow those of `state` (None: nothing), in parallel, and the new state."""
         z, u, dt = self._projected(x)
         width = self.conv.weight.shape[2] - 1
         before = u.new_zeros(u.shape[0], width, u.shape[2]) if state is None else state.conv.to(u.dtype)
         u = torch.cat([before, u], dim=1)  # (B, conv_width − 1 + T, ...)
         newest = u[:, u.shape[1] - width :]
-        x, B, C = self._heads(self.conv(u))
+        x, B, C = self._heads(self.conv(u, documents))
         A, D = self._decays()
-        y, ssm = ssd(x, dt, A, B, C, D, None if state is None else state.ssm, chunk=self.chunk)
+        y, ssm = ssd(x, dt, A, B, C, D, None if state is None else state.ssm, documents, chunk=self.chunk)
         return self.out_proj(self.norm(y.flatten(-2), z)), MambaState(newest, ssm)
 
     def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
@@ -229,8 +230,8 @@ class Block(nn.Module):
         super().__init__()
         self.norm, self.mamba = RMSNorm(config.width), Mamba2(config)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, d)
-        return x + self.mamba(self.norm(x))
+    def forward(self, x: Tensor, documents: Tensor | None = None) -> Tensor:  # x: (B, T, d)
+        return x + self.mamba(self.norm(x), documents)
 
 
 class Mamba(Model):
@@ -244,17 +245,17 @@ class Mamba(Model):
         self.norm_out = RMSNorm(config.width)
         self.head = None if config.tied else nn.Linear(config.width, vocab_size, bias=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self._logits(self._through_blocks(tokens))
+    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
+        return self._logits(self._through_blocks(tokens, documents))
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         head = self.head or self.embed
-        return head_loss(self.norm_out(self._through_blocks(tokens)), head.weight, None, targets, 1.0, "none")
+        return head_loss(self.norm_out(self._through_blocks(tokens, documents)), head.weight, None, targets, 1.0, "none")
 
-    def _through_blocks(self, tokens: Tensor) -> Tensor:
+    def _through_blocks(self, tokens: Tensor, documents: Tensor | None) -> Tensor:
         x = self.embed(tokens)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, documents)
         return x
 
     def extend(self, tokens: Tensor, states: list[MambaState] | None = None) -> tuple[Tensor, list[MambaState]]:

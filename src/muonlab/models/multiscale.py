@@ -34,20 +34,27 @@ class Keys(NamedTuple):
 
     cos: Tensor  # (K, head_width / 2): RoPE's table at each key's last token
     sin: Tensor
-    mask: Tensor  # (T, K) bool
+    mask: Tensor  # (T, K) bool, or (B, 1, T, K)
 
 
-def keys_of(length: int, scales: tuple[int, ...], cos: Tensor, sin: Tensor) -> Keys:
+def keys_of(length: int, scales: tuple[int, ...], cos: Tensor, sin: Tensor, documents: Tensor | None = None) -> Keys:
     """The keys of `length` tokens: first the tokens (scale 1), then the blocks of each further scale in order.
 
     Block i of scale s is the mean of the tokens i·s … (i + 1)·s − 1. Token t sees it if its last token lies before t: a block that
     ends with t itself does not lie wholly before it. So a block that ends with the last token serves nobody, and is left out.
+    With documents (B, length), rising along a row, it sees the keys that lie wholly in its own.
     """
     token = torch.arange(length, device=cos.device)
     last = [token] + [token[s - 1 : length - 1 : s] for s in scales[1:]]
     seen_from = torch.cat([token, *(block + 1 for block in last[1:])])
     position = torch.cat(last)
-    return Keys(cos[position], sin[position], seen_from <= token[:, None])
+    seen = seen_from <= token[:, None]
+    if documents is not None:
+        first = torch.cat([token] + [block + 1 - s for s, block in zip(scales[1:], last[1:], strict=True)])
+        of_key = documents[:, position]
+        whole = torch.where(documents[:, first] == of_key, of_key, -1)  # (B, K)
+        seen = (seen & (documents[:, :, None] == whole[:, None, :]))[:, None]
+    return Keys(cos[position], sin[position], seen)
 
 
 def blocks(x: Tensor, scale: int) -> Tensor:

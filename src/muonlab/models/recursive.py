@@ -92,9 +92,11 @@ class RecursiveBlock(nn.Module):
         self.norm2, self.attention = RMSNorm(config.width), MultiScaleAttention(config)
         self.fuse = nn.Linear(config.width, 1, bias=False)
 
-    def forward(self, x: Tensor, memory: Tensor, cos: Tensor, sin: Tensor, keys: Keys) -> tuple[Tensor, Tensor]:
-        """x, memory: (B, T, d); cos, sin, keys: see MultiScaleAttention."""
-        y = x + self.mamba(self.norm1(x))
+    def forward(
+        self, x: Tensor, memory: Tensor, cos: Tensor, sin: Tensor, keys: Keys, documents: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x, memory: (B, T, d); cos, sin, keys: see MultiScaleAttention; documents: see Mamba2."""
+        y = x + self.mamba(self.norm1(x), documents)
         z, memory = self.processor(y, memory)
         z = z - y + self.attention(self.norm2(z), cos, sin, keys)
         return y + 2 * self.fuse(unit_rms(y)).sigmoid() * z, memory
