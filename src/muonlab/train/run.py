@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from muonlab.train.recipe import Recipe
 from muonlab.train.run_folder import RunFolder, write_json
 from muonlab.train.settings import flat
 from muonlab.train.signals import StopRequest, stop_requests
+from muonlab.train.tracking import Tracking, check_trackers
 from muonlab.train.trainer import Machine, Trainer, choose_machine
 
 
@@ -48,17 +49,21 @@ def train(
     threads: int | None = None,
     bf16_fast: bool | None = None,
     resume: bool = False,
+    trackers: Sequence[str] = (),
     on_progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Trains in the folder `out` and returns the content of its result.json.
 
     With `resume` a folder's unfinished run goes on exactly where its newest whole checkpoint is (bit for bit on the same CPU), a
-    finished one returns its result, and an empty folder starts. Raises InputError for bad input, Interrupted after SIGINT or
-    SIGTERM (everything saved), RunError where the folder cannot be written any more, or a
-    gradient is not finite and `nonfinite` is "raise".
+    finished one returns its result, and an empty folder starts. trackers: names of tracking.TRACKERS that get the rows, beside
+    those that the run has from before.
+
+    Raises InputError for bad input, Interrupted after SIGINT or SIGTERM (everything saved), RunError where the folder cannot be
+    written any more, or a gradient is not finite and `nonfinite` is "raise".
     """
     folder = RunFolder(out)
+    check_trackers(trackers)
     known = _check(folder, recipe, seed, resume)
     if known is not None and (result := folder.result()) is not None:
         say(f"{out}: already {result['status']}")
@@ -79,7 +84,7 @@ def train(
                 if trainer.tokenizer is not None:
                     write_atomically(folder.path / "tokenizer.json", trainer.tokenizer)
                 write_json(folder.run_file, _describe(recipe, seed, trainer))
-            return _Session(trainer, folder, request, on_progress, say).run()
+            return _Session(trainer, folder, request, trackers, on_progress, say).run()
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             saved = checkpoints.checkpoints(folder.checkpoints)
@@ -97,6 +102,7 @@ class _Session:
     trainer: Trainer
     folder: RunFolder
     request: StopRequest
+    trackers: Sequence[str]
     on_progress: Callable[[Progress], None]
     say: Callable[[str], None]
     seconds: float = 0.0  # of training, all sessions together; evaluation and checkpoints not counted
@@ -105,8 +111,13 @@ class _Session:
     val_loss: float | None = None
 
     def run(self) -> dict[str, Any]:
-        trainer, settings = self.trainer, self.trainer.recipe.train
         self._restore()
+        about = flat({**self.trainer.recipe.canonical(), "seed": self.trainer.seed})
+        with Tracking(self.folder, self.trackers, about, self.trainer.step, self.say) as self.tracking:
+            return self._train()
+
+    def _train(self) -> dict[str, Any]:
+        trainer, settings = self.trainer, self.trainer.recipe.train
         began, first_step = time.perf_counter(), trainer.step
         while trainer.step < settings.steps:
             start = time.perf_counter()
@@ -158,7 +169,9 @@ class _Session:
         broken = [key for key in ("train_loss", "val_loss") if not math.isfinite(row.get(key) or 0.0)]
         for key in broken:
             row[key] = None  # JSON has no NaN
-        self.folder.append_row(row | ({"diverged": True} if broken else {}))
+        row |= {"diverged": True} if broken else {}
+        self.folder.append_row(row)
+        self.tracking.log(row)
         self.rows += 1
         return not broken
 
