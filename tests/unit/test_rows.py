@@ -34,22 +34,27 @@ def test_rows_are_what_the_command_prepares():
     write(60)
     found, prepared = corpus.load(rows()), prepare(Plan(["rows.jsonl"], columns=("q", "a"), held_out=0.2), "made")
     assert found.provenance["manifests"][0]["sha256"] == prepared.sha256
-    assert found.provenance["source"] == "rows" and found.provenance["split"] == "by prompt hash"
+    assert found.provenance["source"] == "rows"
+    assert found.provenance["split"] == "by prompt hash"
     assert [found.train.tokens(i).tolist() for i in range(len(found.train))] == [
         prepared.train.tokens(i).tolist() for i in range(len(prepared.train))
     ]
-    assert found.tokenizer == prepared.tokenizer_json() and corpus.vocab_size(rows()) == 257
+    assert found.tokenizer == prepared.tokenizer_json()
+    assert corpus.vocab_size(rows()) == 257
 
 
 def test_they_are_prepared_once_and_again_when_they_change():
     write(60)
     said: list[str] = []
     first = folders(rows(), say=said.append)[0][0]
-    assert len(said) == 1 and "preparing rows.jsonl" in said[0]
-    assert folders(rows(), say=said.append)[0][0].sha256 == first.sha256 and len(said) == 1
+    assert len(said) == 1
+    assert "preparing rows.jsonl" in said[0]
+    assert folders(rows(), say=said.append)[0][0].sha256 == first.sha256
+    assert len(said) == 1
     assert folders(rows(limit=30), say=said.append)[0][0].manifest["rows"] == 30
     write(61)
-    assert folders(rows(), say=said.append)[0][0].manifest["rows"] == 61 and len(said) == 3
+    assert folders(rows(), say=said.append)[0][0].manifest["rows"] == 61
+    assert len(said) == 3
     assert len(list(cache().iterdir())) == 3
 
 
@@ -79,7 +84,8 @@ def test_what_is_prepared_of_the_hub_needs_no_connection(monkeypatch):
     config = rows().model_copy(update={"files": ("owner/sums",), "split": "train"})
     made = module.folders(config)[0][0]
     monkeypatch.setattr("muonlab.data.prepare.find_sources", lambda *_, **__: pytest.fail("asked again"))
-    assert module.folders(config)[0][0].sha256 == made.sha256 and asked == [["owner/sums"]]
+    assert module.folders(config)[0][0].sha256 == made.sha256
+    assert asked == [["owner/sums"]]
 
 
 def test_held_out_files_are_held_out_whole():
