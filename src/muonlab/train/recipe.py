@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
+import tomli_w
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -282,6 +283,11 @@ class Recipe(BaseModel):
         have equal canonical forms, and a default that changes changes them. Only extras that are off are left out. Reads back
         as the same recipe."""
         return {**self.model_dump(mode="json"), "optimizer": self.optimizer.canonical()}
+
+    def to_toml(self) -> str:
+        """The canonical form as a recipe file, presets and flags gone into it. TOML has no null: keys without one go."""
+        tables = {table: {k: v for k, v in keys.items() if v is not None} for table, keys in self.canonical().items()}
+        return tomli_w.dumps(tables)
 
     def run_id(self, seed: int) -> str:
         """The run's identity: a hash of the canonical recipe and the seed."""

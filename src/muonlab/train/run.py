@@ -83,6 +83,7 @@ def train(
             if known is None:
                 if trainer.tokenizer is not None:
                     write_atomically(folder.path / "tokenizer.json", trainer.tokenizer)
+                write_atomically(folder.path / "recipe.toml", recipe.to_toml())
                 write_json(folder.run_file, _describe(recipe, seed, trainer))
             return _Session(trainer, folder, request, trackers, on_progress, say).run()
         except (OSError, SafetensorError) as error:
