@@ -79,7 +79,6 @@ def show_run(run: Path, *, json: Json = False) -> None:
     run:
         The folder of a run.
     """
-    from muonlab.train.checkpoint import checkpoints, step_of
     from muonlab.train.run_folder import RunFolder, best_evaluation
     from muonlab.train.session import standing
 
@@ -93,7 +92,7 @@ def show_run(run: Path, *, json: Json = False) -> None:
         "id": described["id"],
         "seed": described["seed"],
         "best": best and {"step": best["step"], "val_loss": best["val_loss"]},
-        "checkpoints": [step_of(path) for path in reversed(checkpoints(folder.checkpoints))],
+        "checkpoints": folder.saved_steps(),
         "log": str(folder.log_file) if folder.log_file.exists() else None,
         **{key: described.get(key) for key in ("model", "machine", "data", "provenance", "recipe")},
         "result": folder.result(),

@@ -77,6 +77,10 @@ class RunFolder:
             return []
         return [row for row in map(parse_row, lines) if row is not None]
 
+    def saved_steps(self) -> list[int]:
+        """The steps after which there is a checkpoint, in order."""
+        return sorted(int(path.name[5:]) for path in self.checkpoints.glob("step-*") if path.name[5:].isdigit())
+
     def append_row(self, row: dict[str, Any]) -> None:
         with open(self.metrics_file, "a", encoding="utf-8") as file:
             file.write(format_row(row))

@@ -85,7 +85,7 @@ def standing(path: str | Path) -> Standing:
         rows = folder.rows()  # the last evaluation is longer ago
     steps = None if "source" in run else run["recipe"]["train"]["steps"]  # another program's run does not say
     state, reason = _state(result, held, last)
-    step = result["steps"] if result else rows[-1]["step"] if rows else 0
+    step = result["steps"] if result else max([0, *folder.saved_steps()[-1:], *(row["step"] for row in rows[-1:])])
     return Standing(
         folder=str(path),
         state=state,
