@@ -36,8 +36,8 @@ def parameters(recipe: Recipe) -> int:
         return sum(p.numel() for p in recipe.model.build(1).parameters())
 
 
-def build(family, seed=0):
-    model = smallest()[family].model.build(VOCABULARY)
+def build(family, seed=0, **changes):
+    model = smallest()[family].model.model_copy(update=changes).build(VOCABULARY)
     model.initialize(lambda name: torch.Generator().manual_seed(stream_seed(seed, name)))
     return model
 
@@ -152,3 +152,65 @@ def test_its_size_is_counted_without_building_it(family):
     size = size_of(config, VOCABULARY)
     assert size.parameters == sum(p.numel() for p in config.build(VOCABULARY).parameters())
     assert 6 * size.matmul_parameters <= size.flops_per_token < 40 * size.matmul_parameters
+
+
+# -- documents in one row ---------------------------------------------------------------------------------------------
+
+# Beginnings at multiples of four: blocks of multi-scale attention stand where they stand in a document by itself.
+DOCUMENTS = torch.tensor([[0] * 8 + [1] * 12 + [2] * 4 + [3] * 1, [0] * 4 + [1] * 4 + [5] * 16 + [6]])
+
+
+def apart():
+    """The families that keep documents apart: all but those of somebody who left that out."""
+    return [family for family in families() if build(family).keeps_documents_apart()]
+
+
+def alone(model, tokens):
+    """Logits (B, T, V) with each document computed by itself."""
+    logits = torch.empty(*tokens.shape, VOCABULARY, dtype=torch.float64)
+    for row, documents in enumerate(DOCUMENTS):
+        for document in documents.unique():
+            here = documents == document
+            logits[row, here] = model(tokens[row : row + 1, here])[0].double()
+    return logits
+
+
+@pytest.mark.parametrize("family", apart())
+def test_documents_in_one_row_are_as_if_each_was_alone(family):
+    model, tokens = moved(build(family)).double(), some_tokens(2, 25)
+    targets = some_tokens(2, 25, seed=2)
+    targets[:, ::3] = -100
+    expected = alone(model, tokens)
+    plain = F.cross_entropy(expected.flatten(0, 1), targets.flatten(), ignore_index=-100)
+    torch.testing.assert_close(model(tokens, DOCUMENTS).double(), expected, rtol=1e-5, atol=1e-6)
+    loss = model.loss(tokens, targets, DOCUMENTS)
+    torch.testing.assert_close(loss.double(), plain, rtol=1e-6, atol=0)
+    parameters = dict(model.named_parameters())
+    for (name, _), own, one in zip(
+        parameters.items(),
+        torch.autograd.grad(loss, parameters.values()),
+        torch.autograd.grad(plain, parameters.values()),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, one, rtol=1e-4, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", apart())
+def test_changing_one_document_changes_no_other_to_the_bit(family, precision):
+    model, tokens = moved(build(family, context=200)), some_tokens(1, 200)
+    lengths = [37, 3, 90, 1, 40, 29]  # across chunks of 64, and blocks of 2 and 4
+    documents = torch.repeat_interleave(torch.arange(6), torch.tensor(lengths))[None]
+    targets = some_tokens(1, 200, seed=3)
+
+    def losses(tokens):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            each = [model.loss(tokens, targets.masked_fill(documents != d, -100), documents).item() for d in range(6)]
+            return each, model(tokens, documents)
+
+    before, logits = losses(tokens)
+    for document in range(6):
+        own = documents == document
+        after, changed = losses(torch.where(own, (tokens + 7) % VOCABULARY, tokens))
+        assert [a == b for a, b in zip(after, before)] == [d != document for d in range(6)]
+        assert torch.equal(changed[~own], logits[~own])

@@ -308,3 +308,14 @@ def test_no_preset_shows_a_position_its_future(path):
         after = model(others)
         assert torch.equal(after[:, : t + 1], before[:, : t + 1])
         assert not torch.allclose(after[:, t + 1], before[:, t + 1])
+
+
+def test_every_kind_of_layer_keeps_documents_apart():
+    model = build()
+    tokens = torch.randint(50, (1, 24), generator=torch.Generator().manual_seed(1))
+    documents = torch.tensor([[0] * 8 + [1] * 4 + [2] * 12])  # blocks of 2 and 4 stand as in a document by itself
+    with torch.no_grad():
+        together = model(tokens, documents)
+        for document in range(3):
+            here = documents[0] == document
+            torch.testing.assert_close(together[:, here], model(tokens[:, here]), rtol=1e-5, atol=1e-5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import random
@@ -18,7 +17,6 @@ from muonlab.data.prepare import Plan, prepare
 from muonlab.data.prepared import open_prepared
 from muonlab.data.tokenizers import load_tokenizer, train_bpe
 from muonlab.errors import InputError
-from muonlab.models.gpt import GPT
 from muonlab.train.recipe import Recipe
 from muonlab.train.run import train
 from muonlab.train.trainer import Trainer, choose_machine
@@ -30,23 +28,6 @@ CODE = dict(zip(LETTERS, "EFGHABCD"))
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if "documents" not in inspect.signature(GPT.loss).parameters:  # a GPT that knows no documents yet
-        monkeypatch.setattr(GPT, "loss", one_by_one)
-
-
-def one_by_one(model, tokens, targets, documents=None):
-    """The loss as it is meant: every document by itself."""
-    if documents is None:
-        return F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
-    logits, goals = [], []
-    for row in range(len(tokens)):
-        for document in documents[row].unique():
-            here = documents[row] == document
-            if (targets[row][here] == -100).all():
-                continue
-            logits.append(model(tokens[row][here][None])[0])
-            goals.append(targets[row][here])
-    return F.cross_entropy(torch.cat(logits), torch.cat(goals), ignore_index=-100)
 
 
 def recipe(data, *, context=32, **settings):

@@ -80,6 +80,46 @@ def test_its_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(lambda *u: chunked_scan(*u, chunk=2)[0], inputs)  # the outputs alone
 
 
+DOCUMENTS = torch.tensor([[0, 0, 0, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3], [4] * 8 + [5] * 11])
+
+
+def one_after_the_other(*inputs):
+    """The recurrence for each document by itself; the first one goes on from the state. The state is that of the last."""
+    x, dt, a, b, c, d, state = inputs
+    ys, states = [], []
+    for row, documents in enumerate(DOCUMENTS):
+        parts, last = [], state[row : row + 1]
+        for document in documents.unique():
+            here = documents == document
+            of_document = (u[row : row + 1, here] for u in (x, dt, b, c))
+            x_, dt_, b_, c_ = of_document
+            y, last = reference.recurrence(x_, dt_, a, b_, c_, d, last if document == documents[0] else None)
+            parts.append(y)
+        ys.append(torch.cat(parts, dim=1))
+        states.append(last)
+    return torch.cat(ys), torch.cat(states)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 8, 64])
+def test_each_document_begins_from_nothing(chunk):
+    found = []
+    for scan in (lambda *inputs: chunked_scan(*inputs, DOCUMENTS, chunk=chunk), one_after_the_other):
+        inputs = [u.requires_grad_() for u in scan_inputs(19)]
+        y, last = scan(*inputs)
+        ((y * normal(*y.shape, seed=7)).sum() + (last * normal(*last.shape, seed=8)).sum()).backward()
+        found.append([y, last, *(u.grad for u in inputs)])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-10)
+
+
+def test_decays_of_one_document_do_not_round_those_of_the_next():
+    *inputs, _ = (u.float() for u in scan_inputs(16, batch=1))
+    documents, large = torch.tensor([[0] * 5 + [1] * 11]), inputs[1].clone()
+    large[:, :5] *= 1e12
+    results = [chunked_scan(inputs[0], dt, *inputs[2:], None, documents, chunk=16) for dt in (inputs[1], large)]
+    assert torch.equal(results[0][0][:, 5:], results[1][0][:, 5:])
+    assert torch.equal(results[0][1], results[1][1])
+
+
 def test_chunk_sizes_agree():
     *inputs, state = (u.float() for u in scan_inputs(200, heads=2, groups=1, p=16, n=16))
     results = [chunked_scan(*inputs, state, chunk=chunk) for chunk in (16, 64, 100, 128, 256)]
@@ -161,6 +201,28 @@ def test_the_convolution_is_torchs(width):
     for own in (True, False):
         u, weight, bias = (normal(*s, seed=i).requires_grad_() for i, s in enumerate([(2, 9, 6), (6, width), (6,)]))
         y = causal_conv(u, weight, bias) if own else F.silu(F.conv1d(u.mT, weight[:, None], bias, groups=6)).mT
+        (y * normal(*y.shape)).sum().backward()
+        gradients.append([y, u.grad, weight.grad, bias.grad])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
+
+
+def test_the_convolution_of_a_document_takes_in_no_other():
+    documents = torch.tensor([[0, 0, 0, 0, 1, 2, 2, 2, 3], [3] * 9])
+    gradients = []
+    for together in (True, False):
+        u, weight, bias = (normal(*s, seed=i).requires_grad_() for i, s in enumerate([(2, 12, 6), (6, 4), (6,)]))
+        if together:
+            y = causal_conv(u, weight, bias, documents)
+        else:
+            rows = []
+            for row, ids in enumerate(documents):
+                parts = []
+                for document in ids.unique():
+                    own = u[row, 3:][ids == document]
+                    before = u[row, :3] if document == ids[0] else u.new_zeros(3, 6)
+                    parts.append(causal_conv(torch.cat([before, own])[None], weight, bias)[0])
+                rows.append(torch.cat(parts))
+            y = torch.stack(rows)
         (y * normal(*y.shape)).sum().backward()
         gradients.append([y, u.grad, weight.grad, bias.grad])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)

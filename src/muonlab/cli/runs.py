@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from muonlab.cli.app import Device, Json, app, positive, show
-from muonlab.cli.training import Background, train_in
+from muonlab.cli.training import Background, Track, in_background, train_in
 from muonlab.errors import InputError
 
 if TYPE_CHECKING:
@@ -193,6 +193,7 @@ def resume(
     *,
     device: Device = None,
     threads: Annotated[int | None, Parameter(help="CPU threads; default: as before")] = None,
+    track: Track = None,
     background: Background = False,
     json: Json = False,
 ) -> None:
@@ -205,8 +206,6 @@ def resume(
     run:
         The folder of a run.
     """
-    from muonlab.cli.training import in_background
-
     positive("--threads", threads)
     if background and in_background(json):
         return
@@ -220,4 +219,5 @@ def resume(
     if "source" in described:
         raise InputError(f"{run}: is logged by a program of your own: go on with it there")
     recipe = validated(Recipe, described["recipe"], str(RunFolder(run).run_file))
-    train_in(run, recipe, described["seed"], device=device, threads=threads, resume=True, background=background, json=json)
+    options: dict[str, Any] = {"device": device, "threads": threads, "resume": True, "trackers": track or ()}
+    train_in(run, recipe, described["seed"], background=background, json=json, **options)

@@ -28,6 +28,13 @@ Background = Annotated[
     bool, Parameter(name="--background", negative=(), help="go on without the terminal, once all is ready; see `muonlab runs`")
 ]
 
+Track = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--track", negative=(), help="tensorboard, wandb or trackio get every row, and so does a resume's; may be repeated"
+    ),
+]
+
 
 @app.command
 def train(
@@ -43,6 +50,7 @@ def train(
     background: Background = False,
     device: Device = None,
     threads: Annotated[int | None, Parameter(help="CPU threads; default: all cores")] = None,
+    track: Track = None,
     json: Json = False,
 ) -> None:
     """Train one run of a recipe.
@@ -61,13 +69,13 @@ def train(
         return
     name, loaded = _recipe(recipe, model, preset, scale_steps, set)
     folder = out or Path("runs") / f"{name}-{loaded.run_id(seed)}"
-    train_in(folder, loaded, seed, device=device, threads=threads, resume=resume, background=background, json=json)
+    options: dict[str, Any] = {"device": device, "threads": threads, "resume": resume, "trackers": track or ()}
+    train_in(folder, loaded, seed, background=background, json=json, **options)
 
 
-def train_in(
-    folder: Path, recipe: Recipe, seed: int, *, device: str | None, threads: int | None, resume: bool, background: bool, json: bool
-) -> None:
-    """Trains a run and prints its result; with `background`, in a process that `in_background` has started."""
+def train_in(folder: Path, recipe: Recipe, seed: int, *, background: bool, json: bool, **options: Any) -> None:
+    """Trains a run (options: those of `train.run.train`) and prints its result; with `background`, in a process that
+    `in_background` has started."""
     from muonlab.cli.progress import RunDisplay
     from muonlab.train.background import detach
     from muonlab.train.run import train as train_run
@@ -89,7 +97,6 @@ def train_in(
                     display.say(line)
 
         tell(f"run {recipe.run_id(seed)} in {folder}")
-        options: dict[str, Any] = {"device": device, "threads": threads, "resume": resume}
         result = train_run(recipe, seed, folder, **options, on_begin=begin, on_progress=display.update, say=tell)
     show({"folder": str(folder), **result}, json, lambda: _result_in_words(folder, result))
     if result["status"] == "diverged":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,9 +49,9 @@ def rotary_table(length: int, head_width: int, base: float) -> tuple[Tensor, Ten
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the pairs (x_i, x_{i + d/2}) of x (B, T, heads, d) by the table's angles (T, d / 2)."""
+    """Rotates the pairs (x_i, x_{i + d/2}) of x (B, T, heads, d) by the table's angles (T, d / 2) or (B, T, d / 2)."""
     x1, x2 = x.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1).to(x.dtype)
 
 
@@ -59,6 +60,21 @@ def window_mask(length: int, window: Tensor) -> Tensor:
     position = torch.arange(length, device=window.device)
     back = position[:, None] - position  # how far key j lies behind query i
     return (back >= 0) & (back < window)
+
+
+def document_mask(documents: Tensor) -> Tensor:
+    """documents (B, T) -> (B, 1, T, T) bool: a position sees those of its past that are of its own document."""
+    return (documents[:, :, None] == documents[:, None, :]).tril_()[:, None]
+
+
+def positions(documents: Tensor) -> Tensor:
+    """documents (B, T), rising along a row -> the place of each position in its document, from 0, (B, T)."""
+    place = torch.arange(documents.shape[1], device=documents.device)
+    begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+    return place - (place * begins).cummax(1).values
+
+
+Cache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # keys and values (B, T, kv_heads, head_width) of new positions -> of all
 
 
 class Attention(nn.Module):
@@ -81,9 +97,17 @@ class Attention(nn.Module):
         self.proj = nn.Linear(d, d, bias=config.bias)
         self.value_mix = nn.Parameter(torch.full((2,), 0.5)) if mixes_values else None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, values: Tensor | None = None) -> Tensor:
-        """x: (B, T, d); mask: (T, T) bool of what each position sees, None for all of its past; values: (B, T, kv_heads·head_width)
-        with mixes_values."""
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        values: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """x: (B, T, d); mask: (T, T) or (B, 1, T, T) bool of what each position sees, None for all of its past; values:
+        (B, T, kv_heads·head_width) with mixes_values. With a cache, x goes on from what is in it, and the mask is (B, 1, T, S)."""
         B, T, d = x.shape
         q = self.q(x).view(B, T, self.heads, -1)
         k, v = (f(x).view(B, T, self.kv_heads, -1) for f in (self.k, self.v))
@@ -92,19 +116,21 @@ class Attention(nn.Module):
             mix = self.value_mix.to(v.dtype)
             v = mix[0] * v + mix[1] * values.view_as(v)
         q, k = (rotate(F.rms_norm(u, (u.shape[-1],)) if self.qk_norm else u, cos, sin) for u in (q, k))
+        if cache is not None:
+            k, v = cache(k, v)
         if self.kv_heads < self.heads:
             k, v = (u.repeat_interleave(self.heads // self.kv_heads, dim=2) for u in (k, v))
         if self.record_logits and self.training:
-            self._record(q.detach(), k.detach())
+            self._record(q.detach(), k.detach(), mask)
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=mask is None, scale=self.scale
         )  # (B, heads, T, head_width)
         return self.proj(y.transpose(1, 2).reshape(B, T, d))
 
-    def _record(self, q: Tensor, k: Tensor) -> None:  # (B, T, heads, head_width)
+    def _record(self, q: Tensor, k: Tensor, mask: Tensor | None) -> None:  # q, k: (B, T, heads, head_width)
         logits = torch.einsum("bthd,bshd->bhts", q.float(), k.float()) * self.scale
-        future = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device).triu(1)
-        largest = logits.masked_fill(future, -torch.inf).amax((0, 2, 3))
+        seen = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device).tril() if mask is None else mask
+        largest = logits.masked_fill(~seen, -torch.inf).amax((0, 2, 3))
         self.max_logits = largest if self.max_logits is None else torch.maximum(self.max_logits, largest)
 
 

@@ -12,12 +12,13 @@ from torch.autograd.function import once_differentiable
 
 from muonlab.models.softcap import Form, soft_cap
 
+_IGNORED = -100  # cross_entropy's own
 _ROWS = 256  # positions whose logits are there at a time: enough for fast matrix products
 _BLOCK = 1 << 18  # elements that the passes between the products work on at a time: a core's cache holds them
 
 
 def head_loss(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float, form: Form) -> Tensor:
-    """The mean of cross_entropy(soft_cap(x·weightᵀ + bias), targets) in nats, a scalar.
+    """The mean of cross_entropy(soft_cap(x·weightᵀ + bias), targets) in nats over the targets that are not -100, a scalar.
 
     x (..., d), weight (V, d), bias (V,), targets (...) int64. On the CPU, outside torch.compile, logits and gradients are made for
     some rows at a time in the forward pass (as in Liger Kernel, arXiv 2410.10989): the same to rounding, with less memory and time.
@@ -28,6 +29,8 @@ def head_loss(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, c
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     rows, flat = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
+    if not isinstance(flat, FakeTensor) and not (counts := flat != _IGNORED).all():
+        rows, flat = rows[counts], flat[counts]
     return _HeadLoss.apply(rows, weight, bias, flat, cap, form, dtype, torch.is_grad_enabled())
 
 

@@ -9,6 +9,7 @@ norms and soft-capped logits. A layer is one branch, as in the patterns of Nemot
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,12 +17,13 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from muonlab.models.attention import Attention, RMSNorm, rotary_table
+from muonlab.models.attention import Attention, RMSNorm, document_mask, rotary_table
 from muonlab.models.cross_entropy import head_loss
+from muonlab.models.decoding import Past, States
 from muonlab.models.family import Model
 from muonlab.models.gpt import MLP
 from muonlab.models.mamba import Mamba2, Mamba2Sizes
-from muonlab.models.multiscale import keys_of
+from muonlab.models.multiscale import keys_of, new_keys
 from muonlab.models.recursive import RecursiveBlock, half_life
 from muonlab.models.softcap import soft_cap
 
@@ -93,8 +95,14 @@ class Layer(nn.Module):
         super().__init__()
         self.norm, self.branch = RMSNorm(width), branch
 
-    def forward(self, x: Tensor, *tables: Tensor) -> Tensor:  # x: (B, T, d); tables: RoPE's, for attention
-        return x + self.branch(self.norm(x), *tables)
+    def forward(self, x: Tensor, *about: Tensor | None) -> Tensor:  # x: (B, T, d); about: what else the branch asks for
+        return x + self.branch(self.norm(x), *about)
+
+    def extend(self, x: Tensor, past: Past, layer: int) -> Tensor:
+        """The same for the new tokens of `past`, whose `layer` this is, of Mamba-2."""
+        assert isinstance(self.branch, Mamba2)
+        y, past.layers[layer] = self.branch.extend(self.norm(x), past.layers[layer] or None, past.lengths)
+        return x + y
 
 
 def layer_of(kind: str, config: HybridConfig) -> nn.Module:
@@ -111,6 +119,7 @@ class Hybrid(Model):
     def __init__(self, config: HybridConfig, vocab_size: int) -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
+        self.longest = config.context if set(config.kinds) & set("*R") else None
         self.embed = nn.Embedding(vocab_size, config.width)
         self.norm_in = RMSNorm(config.width)
         self.blocks = nn.ModuleList(layer_of(kind, config) for kind in config.kinds)
@@ -120,27 +129,54 @@ class Hybrid(Model):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.features(tokens)
+    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
+        return self.logits(self.features(tokens, documents))
+
+    @torch.no_grad()
+    def extend(self, tokens: Tensor, states: States | None = None, lengths: Tensor | None = None) -> tuple[Tensor, States]:
+        """See Model.extend."""
+        past = Past(tokens, states, lengths, layers=len(self.blocks), longest=self.longest)
+        return self.logits(self._extended(past)), past.states()
+
+    def logits(self, x: Tensor) -> Tensor:  # (B, T, d) -> (B, T, vocab) float32
         logits = (F.linear(x, self.embed.weight) if self.head is None else self.head(x)).float()
         return soft_cap(logits, self.config.logit_cap)
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         head = self.head or self.embed
-        return head_loss(self.features(tokens), head.weight, None, targets, self.config.logit_cap, "rsqrt")
+        return head_loss(self.features(tokens, documents), head.weight, None, targets, self.config.logit_cap, "rsqrt")
 
-    def features(self, tokens: Tensor) -> Tensor:
+    def features(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         """What the head makes logits of: (B, T, d)."""
         T, kinds = tokens.shape[1], self.config.kinds
         cos, sin = self.cos[:T], self.sin[:T]
         x = self.norm_in(self.embed(tokens))
-        keys = keys_of(T, self.config.scales, cos, sin) if "R" in kinds else None
+        keys = keys_of(T, self.config.scales, cos, sin, documents) if "R" in kinds else None
+        mask = None if documents is None else document_mask(documents)
+        about = {"M": (documents,), "*": (cos, sin, mask), "-": ()}
         memory = torch.zeros_like(x)
         for kind, block in zip(kinds, self.blocks, strict=True):
             if kind == "R":
-                x, memory = block(x, memory, cos, sin, keys)
+                x, memory = block(x, memory, cos, sin, keys, documents)
             else:
-                x = block(x, cos, sin) if kind == "*" else block(x)
+                x = block(x, *about[kind])
+        return self.norm_out(x)
+
+    def _extended(self, past: Past) -> Tensor:
+        """The same for the new tokens of `past`."""
+        kinds, x = self.config.kinds, self.norm_in(self.embed(past.tokens))
+        memory = torch.zeros_like(x)
+        cos, sin = past.tables(self.cos, self.sin) if self.longest else (self.cos, self.sin)
+        mask = past.mask() if "*" in kinds else None
+        keys = new_keys(past, self.config.scales, self.cos, self.sin) if "R" in kinds else None
+        for i, (kind, block) in enumerate(zip(kinds, self.blocks, strict=True)):
+            if isinstance(block, RecursiveBlock):
+                assert keys is not None
+                x, memory = block.extend(x, memory, cos, sin, keys, past, i)
+            elif kind == "M" and isinstance(block, Layer):
+                x = block.extend(x, past, i)
+            else:
+                x = block(x, cos, sin, mask, None, partial(past.keep, i)) if kind == "*" else block(x)
         return self.norm_out(x)
 
     @torch.no_grad()

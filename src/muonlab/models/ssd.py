@@ -32,6 +32,7 @@ def ssd(
     C: Tensor,  # (b, t, g, n)
     D: Tensor,  # (h,), at least float32
     state: Tensor | None = None,  # (b, h, p, n), at least float32: what came before; None: nothing
+    documents: Tensor | None = None,  # (b, t) int64, rising along a row: each starts from nothing, the first one from `state`
     *,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
@@ -49,18 +50,28 @@ def ssd(
             f"got {tuple(x.shape)}, {tuple(dt.shape)}, {tuple(B.shape)} and {tuple(C.shape)}"
         )
     if KERNELS and x.is_cuda and x.dtype != torch.float64:
-        return kernel_scan(x, dt, A, B, C, D, state, chunk=chunk)
-    return chunked_scan(x, dt, A, B, C, D, state, chunk=chunk)
+        return kernel_scan(x, dt, A, B, C, D, state, documents, chunk=chunk)
+    return chunked_scan(x, dt, A, B, C, D, state, documents, chunk=chunk)
 
 
 def kernel_scan(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor | None, *, chunk: int
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    state: Tensor | None = None,
+    documents: Tensor | None = None,
+    *,
+    chunk: int,
 ) -> tuple[Tensor, Tensor]:
     """The same by mamba-ssm's Triton kernels."""
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined  # pyright: ignore[reportMissingImports]
 
     scan: Any = mamba_chunk_scan_combined
-    return scan(x, dt, A, B, C, chunk_size=chunk, D=D, initial_states=state, return_final_states=True)
+    seq_idx = None if documents is None else documents.to(torch.int32).contiguous()
+    return scan(x, dt, A, B, C, chunk_size=chunk, D=D, initial_states=state, seq_idx=seq_idx, return_final_states=True)
 
 
 def ssd_step(
@@ -81,7 +92,16 @@ def ssd_step(
 
 
 def chunked_scan(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor | None = None, *, chunk: int
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    state: Tensor | None = None,
+    documents: Tensor | None = None,
+    *,
+    chunk: int,
 ) -> tuple[Tensor, Tensor]:
     """The scan in plain torch, any device. Arguments and result as in `ssd`. Memory grows linearly with t.
 
@@ -92,15 +112,19 @@ def chunked_scan(
     c = -(-t // q)
     if c * q > t:  # positions with dt = 0 neither decay nor add
         x, dt, B, C = (F.pad(u, (0, 0) * (u.ndim - 2) + (0, c * q - t)) for u in (x, dt, B, C))
+        documents = None if documents is None else F.pad(documents[:, None], (0, c * q - t), mode="replicate")[:, 0]
     x, dt = x.view(b, c, q, h, p), dt.view(b, c, q, h)
     B, C = (u.view(b, c, q, g, n).transpose(2, 3) for u in (B, C))  # (b, c, g, q, n)
     dt = dt.transpose(2, 3).reshape(b, c, g, r, q)
     a = dt * A.view(g, r, 1)
     into = a.cumsum(-1)  # (b, c, g, r, q): from the chunk's start to a position, itself included
+    if documents is not None:
+        documents = documents.view(b, c, q)
+        into = into.masked_fill(_begun_here(documents)[:, :, None, None], -torch.inf)  # what came before is not seen
 
     # Inside a chunk: y_t = D x_t + Σ_{s ≤ t} (C_t · B_s) exp(a_{s+1} + ... + a_t) dt_s x_s, with C·Bᵀ once per group.
     scores = at_least_float32(C @ B.mT)
-    weights, left = _Weights.apply(a, dt, scores, D.view(g, r))  # pyright: ignore[reportGeneralTypeIssues]
+    weights, left = _Weights.apply(a, dt, scores, D.view(g, r), documents)  # pyright: ignore[reportGeneralTypeIssues]
     inside = weights.view(b, c, h, q, q).to(dtype) @ x.transpose(2, 3)  # (b, c, h, q, p)
 
     # What each chunk adds to the state: Σ_s exp(a_{s+1} + ... + a_q) dt_s B_s x_sᵀ; then from chunk to chunk.
@@ -123,16 +147,19 @@ class _Weights(torch.autograd.Function):
     the chunk's end (b, c, g, r, q): the last row, without C·Bᵀ and D.
 
     The sums of a are differences of cumulative sums, taken in float64: in float32 a large decay before position s would swallow
-    the small ones after it. What lies above the diagonal is masked before the exponential, which could overflow there.
+    the small ones after it. What lies above the diagonal is masked before the exponential, which could overflow there; so is, with
+    documents (b, c, q), what lies in another one.
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, dt: Tensor, scores: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, a: Tensor, dt: Tensor, scores: Tensor, D: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor]:
         dt = dt + 1e-30  # what the gradient divides by; nothing is added to any dt but 0
-        total = a.double().cumsum(-1)
+        total = a.double().cumsum(-1) if documents is None else _cumsum_within(a.double(), documents[:, :, None, None])
         sums = (total[..., :, None] - total[..., None, :]).to(a.dtype)
-        future = torch.ones(a.shape[-1], a.shape[-1], dtype=torch.bool, device=a.device).triu(1)
-        decays = sums.masked_fill_(future, -torch.inf).exp_().mul_(dt[..., None, :])
+        unseen = torch.ones(a.shape[-1], a.shape[-1], dtype=torch.bool, device=a.device).triu(1)
+        if documents is not None:
+            unseen = unseen | (documents[..., :, None] != documents[..., None, :])[:, :, None, None]
+        decays = sums.masked_fill_(unseen, -torch.inf).exp_().mul_(dt[..., None, :])
         weights = decays * scores[:, :, :, None]
         weights.diagonal(dim1=-2, dim2=-1).add_(D[..., None])
         left = decays[..., -1, :].contiguous()
@@ -141,7 +168,7 @@ class _Weights(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (decays, dt, scores, left), (of_weights, of_left) = ctx.saved_tensors, grads
         of_sums = of_weights * decays
         of_scores = of_sums.sum(3)
@@ -156,7 +183,22 @@ class _Weights(torch.autograd.Function):
         rows, columns = of_sums.sum(-1, dtype=torch.float64), of_sums.sum(-2, dtype=torch.float64) + of_end
         rows[..., -1] += of_end.sum(-1)
         of_a = (rows - columns).flip(-1).cumsum(-1).flip(-1).to(dt.dtype)
-        return of_a, of_dt, of_scores, of_weights.diagonal(dim1=-2, dim2=-1).sum((0, 1, -1))
+        return of_a, of_dt, of_scores, of_weights.diagonal(dim1=-2, dim2=-1).sum((0, 1, -1)), None
+
+
+def _begun_here(documents: Tensor) -> Tensor:
+    """documents (b, c, q) -> (b, c, q) bool: the position's document began in its own chunk, after the first chunk's first one."""
+    before = torch.cat([documents[:, :1, :1], documents[:, :-1, -1:]], dim=1)  # (b, c, 1): of the last position before
+    return documents != before
+
+
+def _cumsum_within(a: Tensor, documents: Tensor) -> Tensor:
+    """a.cumsum(-1) that begins again with each document: sums across would round by what other documents hold."""
+    goes_on = documents[..., 1:] == documents[..., :-1]
+    sums = [a[..., 0]]
+    for i in range(1, a.shape[-1]):
+        sums.append(torch.where(goes_on[..., i - 1], sums[-1], 0) + a[..., i])
+    return torch.stack(sums, dim=-1)
 
 
 class _PassOn(torch.autograd.Function):

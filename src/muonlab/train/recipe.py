@@ -24,7 +24,7 @@ from pydantic import (
 )
 from torch import nn
 
-from muonlab.data.corpus import DataConfig
+from muonlab.data.config import DataConfig
 from muonlab.models.family import ModelConfig, extra, families
 from muonlab.models.gpt import GPTConfig
 from muonlab.names import choose, did_you_mean

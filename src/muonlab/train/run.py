@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from muonlab.train.run_folder import RunFolder, best_evaluation, write_json
 from muonlab.train.session import session
 from muonlab.train.settings import flat
 from muonlab.train.signals import StopRequest, stop_requests
+from muonlab.train.tracking import Tracking, check_trackers
 from muonlab.train.trainer import Machine, Trainer, choose_machine
 
 
@@ -49,6 +50,7 @@ def train(
     threads: int | None = None,
     bf16_fast: bool | None = None,
     resume: bool = False,
+    trackers: Sequence[str] = (),
     on_begin: Callable[[], None] = lambda: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
@@ -56,12 +58,15 @@ def train(
     """Trains in the folder `out` and returns the content of its result.json.
 
     With `resume` a folder's unfinished run goes on exactly where its newest whole checkpoint is (bit for bit on the same CPU), a
-    finished one returns its result, and an empty folder starts. on_begin is called when all is ready for the first step: the
-    input is good, and the folder is this process's own. Raises InputError for bad input, Interrupted after SIGINT or SIGTERM or
-    when the folder's stop file asks for it (everything saved), RunError where the folder cannot be written any more, or a
-    gradient is not finite and `nonfinite` is "raise".
+    finished one returns its result, and an empty folder starts. trackers: names of tracking.TRACKERS that get the rows, beside
+    those that the run has from before. on_begin is called when all is ready for the first step: the input is good, and the folder
+    is this process's own.
+
+    Raises InputError for bad input, Interrupted after SIGINT or SIGTERM or when the folder's stop file asks for it (everything
+    saved), RunError where the folder cannot be written any more, or a gradient is not finite and `nonfinite` is "raise".
     """
     folder = RunFolder(out)
+    check_trackers(trackers)
     known = _check(folder, recipe, seed, resume)
     if known is not None and (result := folder.result()) is not None:
         say(f"{out}: already {result['status']}")
@@ -82,7 +87,7 @@ def train(
                 if trainer.tokenizer is not None:
                     write_atomically(folder.path / "tokenizer.json", trainer.tokenizer)
                 write_json(folder.run_file, _describe(recipe, seed, trainer))
-            whole = _Session(trainer, folder, request, on_progress, say)
+            whole = _Session(trainer, folder, request, trackers, on_progress, say)
             whole.restore()
             begin(trainer.step)
             on_begin()
@@ -104,6 +109,7 @@ class _Session:
     trainer: Trainer
     folder: RunFolder
     request: StopRequest
+    trackers: Sequence[str]
     on_progress: Callable[[Progress], None]
     say: Callable[[str], None]
     seconds: float = 0.0  # of training, all sessions together; evaluation and checkpoints not counted
@@ -114,6 +120,11 @@ class _Session:
     best_step: int | None = None
 
     def run(self) -> dict[str, Any]:
+        about = flat({**self.trainer.recipe.canonical(), "seed": self.trainer.seed})
+        with Tracking(self.folder, self.trackers, about, self.trainer.step, self.say) as self.tracking:
+            return self._train()
+
+    def _train(self) -> dict[str, Any]:
         trainer, settings = self.trainer, self.trainer.recipe.train
         began, first_step = time.perf_counter(), trainer.step
         while trainer.step < settings.steps:
@@ -170,7 +181,9 @@ class _Session:
         broken = [key for key in ("train_loss", "val_loss") if not math.isfinite(row.get(key) or 0.0)]
         for key in broken:
             row[key] = None  # JSON has no NaN
-        self.folder.append_row(row | ({"diverged": True} if broken else {}))
+        row |= {"diverged": True} if broken else {}
+        self.folder.append_row(row)
+        self.tracking.log(row)
         self.rows += 1
         return not broken
 

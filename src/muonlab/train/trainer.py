@@ -89,6 +89,9 @@ class Trainer:
         self.loader, self.validation = batches(recipe, text, seed)
         self.model = recipe.model.build(text.vocab_size)
         self.model.initialize(lambda name: torch.Generator().manual_seed(stream_seed(seed, "init", name)))
+        if isinstance(self.loader, PackedLoader) and not self.model.keeps_documents_apart():
+            family = recipe.model.family  # pyright: ignore[reportAttributeAccessIssue]
+            raise InputError(f"data.source: the model family {family} cannot keep packed documents apart (its forward takes none)")
         self.model.to(machine.device)
         try:
             self.optimizer = recipe.optimizer.build(self.model)
