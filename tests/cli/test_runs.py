@@ -57,7 +57,9 @@ def test_a_run_in_the_background_is_listed_tailed_stopped_killed_and_resumed_to_
     assert 10 <= row["step"] < 300
     assert row["tokens_per_second"] > 0
     assert row["seconds_left"] >= 0
-    assert f"process {started['pid']} trains runs/x" in muonlab("logs", "runs/x")[1]
+    first, second = muonlab("logs", "runs/x")[1].splitlines()[:2]
+    assert first == f"run {row['id']} in runs/x"
+    assert second.endswith(f"process {started['pid']} trains runs/x")
     code, out, _ = muonlab("runs", "show", "runs/x")
     assert "running" in out
 
@@ -74,7 +76,7 @@ def test_a_run_in_the_background_is_listed_tailed_stopped_killed_and_resumed_to_
     wait_until(lambda: listed(muonlab)["status"] == "crashed")
     assert "was killed" in muonlab("runs", "show", "runs/x")[1]
 
-    assert muonlab("resume", "runs/x", "--background")[0] == 0
+    assert muonlab("resume", "runs/x", "--background", "--json")[0] == 0
     out = muonlab("logs", "runs/x", "--follow")[1]  # until it ends
     assert "runs/x: finished after 300 steps" in out.splitlines()[-1]
     assert listed(muonlab)["status"] == "finished"
@@ -100,6 +102,7 @@ def test_a_run_survives_its_terminal(workdir):
     seen = b""
     while b"started\r\n" not in seen:
         seen += os.read(ours, 1000)
+    assert b"starting" not in seen, "a bar on a terminal that it is about to leave"
     os.close(ours)
     assert shell.wait() == -signal.SIGHUP, "the terminal's end reached what belongs to it"
     assert standing("runs/x").state == "running"
@@ -133,6 +136,15 @@ def test_an_interrupted_start_leaves_no_process(workdir):
     process.communicate()  # ends when nobody holds the pipe any more
     assert process.returncode == 130
     assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_killed_start_is_told(workdir):
+    from muonlab.errors import RunError
+    from muonlab.train.background import start
+
+    with pytest.raises(RunError, match=r"was killed \(signal 9\) before it could begin"):
+        start(["sh", "-c", "kill -9 $$"])
+    assert start(["sh", "-c", "exit 7"]) == 7
 
 
 @pytest.mark.parametrize(

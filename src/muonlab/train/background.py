@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
-from muonlab.errors import InputError, RunError
+from muonlab.errors import InputError, Interrupted, RunError
 from muonlab.train.run_folder import RunFolder
+from muonlab.train.signals import stop_requests
 
 _PIPE = "MUONLAB_BACKGROUND"  # environment: the descriptor of the pipe that a waiting command listens at
+_LOOK_EVERY = 0.1  # seconds
 
 
 @dataclass(frozen=True)
@@ -36,20 +39,20 @@ def is_background() -> bool:
 
 def start(command: Sequence[str]) -> Started | int:
     """Runs a command in a session of its own until it detaches: then where and as what it runs; or its exit code, if it ended
-    before. Raises RunError if it was killed, KeyboardInterrupt if that comes first: then it is ended."""
+    before. Raises RunError if it was killed, Interrupted after SIGINT or SIGTERM: then it is ended, too."""
     listen, tell = os.pipe()
     environment = {**os.environ, _PIPE: str(tell)}
-    with open(listen) as pipe:
+    with open(listen) as pipe, stop_requests() as request:
         try:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=(tell,), start_new_session=True)
         finally:
             os.close(tell)
-        try:
-            told = pipe.read()
-        except KeyboardInterrupt:
-            process.terminate()
-            process.wait()
-            raise
+        while not select.select([pipe], [], [], _LOOK_EVERY)[0]:
+            if request.signum is not None:
+                process.terminate()
+                process.wait()
+                raise Interrupted(request.signum, "interrupted before the run in the background could begin")
+        told = pipe.read()
     if told:
         return Started(**json.loads(told))
     if (code := process.wait()) < 0:
