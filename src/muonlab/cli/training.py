@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from muonlab.cli.app import Device, Json, app, positive, say, show
+from muonlab.cli import app as application
+from muonlab.cli.app import Device, Ended, Json, app, positive, show
 from muonlab.cli.asked import Asked
 from muonlab.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from muonlab.data.config import DataConfig
+    from muonlab.train.recipe import Recipe
+
+
+Background = Annotated[
+    bool, Parameter(name="--background", negative=(), help="go on without the terminal, once all is ready; see `muonlab runs`")
+]
 
 Track = Annotated[
     list[str] | None,
@@ -31,6 +41,7 @@ def train(
     seed: int = 0,
     out: Path | None = None,
     resume: Annotated[bool, Parameter(negative=(), help="go on with the run in --out, or start it if there is none")] = False,
+    background: Background = False,
     device: Device = None,
     threads: Annotated[int | None, Parameter(help="CPU threads; default: all cores")] = None,
     track: Track = None,
@@ -47,30 +58,60 @@ def train(
     out:
         Folder of the run. Default: runs/RECIPE-ID, without a recipe runs/MODEL-ID.
     """
-    from muonlab.cli.progress import RunDisplay
-    from muonlab.train.run import train as train_run
-
     positive("--threads", threads)
+    if background and in_background(json):
+        return
     name, loaded = (asked or Asked()).recipe(recipe)
-    if loaded.data.source == "rows":
-        _prepare(loaded.data)
     folder = out or Path("runs") / f"{name}-{loaded.run_id(seed)}"
-    say(f"run {loaded.run_id(seed)} in {folder}")
-    with RunDisplay(folder.name) as display:
-        result = train_run(
-            loaded,
-            seed,
-            folder,
-            device=device,
-            threads=threads,
-            resume=resume,
-            trackers=track or (),
-            on_progress=display.update,
-            say=display.say,
-        )
+    options: dict[str, Any] = {"device": device, "threads": threads, "resume": resume, "trackers": track or ()}
+    train_in(folder, loaded, seed, background=background, json=json, **options)
+
+
+def train_in(folder: Path, recipe: Recipe, seed: int, *, background: bool, json: bool, **options: Any) -> None:
+    """Trains a run (options: those of `train.run.train`) and prints its result; with `background`, in a process that
+    `in_background` has started."""
+    from muonlab.cli.progress import RunDisplay
+    from muonlab.train.background import detach
+    from muonlab.train.run import train as train_run
+    from muonlab.train.run_folder import RunFolder
+
+    if recipe.data.source == "rows":
+        _prepare(recipe.data)
+    with RunDisplay(folder.name, bar=not background) as display:
+        said: list[str] = []
+
+        def tell(text: str) -> None:
+            said.append(text)
+            display.say(text)
+
+        def begin() -> None:
+            nonlocal json
+            if background:
+                json = False  # the log is for people
+                detach(RunFolder(folder))
+                for line in [*said, f"{datetime.now():%Y-%m-%d %H:%M:%S}: process {os.getpid()} trains {folder}"]:
+                    display.say(line)
+
+        tell(f"run {recipe.run_id(seed)} in {folder}")
+        result = train_run(recipe, seed, folder, **options, on_begin=begin, on_progress=display.update, say=tell)
     show({"folder": str(folder), **result}, json, lambda: _result_in_words(folder, result))
     if result["status"] == "diverged":
         raise RunError(f"{folder}: diverged at step {result['steps']}: the loss is no longer finite; lower optimizer.lr or aux_lr")
+
+
+def in_background(json: bool) -> bool:
+    """True: the command line that was typed now runs in the background, and its user is told. False: this process is to do the
+    work itself, being that one. Raises Ended if it ended before it could begin."""
+    from muonlab.train.background import Started, is_background, python_command, start
+
+    if is_background():
+        return False
+    started = start(python_command(*application.typed))
+    if not isinstance(started, Started):
+        raise Ended(started)
+    folder, then = started.folder, f"`muonlab logs -f {started.folder}` follows, `muonlab stop {started.folder}` ends it"
+    show(asdict(started), json, lambda: f"{folder}: trains in the background, process {started.pid}; {then}")
+    return True
 
 
 def _prepare(config: DataConfig) -> None:
