@@ -42,6 +42,10 @@ def train(
     resume: Annotated[bool, Parameter(negative=(), help="go on with the run in --out, or start it if there is none")] = False,
     device: Device = None,
     threads: Annotated[int | None, Parameter(help="CPU threads; default: all cores")] = None,
+    vram_auto: Annotated[
+        bool, Parameter(negative=(), help="train.accumulate = auto: batches in the largest micro-batches that fit into memory")
+    ] = False,
+    memory_limit: Annotated[str | None, Parameter(help="what --vram-auto may use, such as 4GB; default: what is free")] = None,
     track: Track = None,
     json: Json = False,
 ) -> None:
@@ -60,6 +64,8 @@ def train(
     from muonlab.train.run import train as train_run
 
     positive("--threads", threads)
+    if vram_auto:
+        set = _split_to_fit(set)
     name, loaded = _recipe(recipe, model, preset, scale_steps, set)
     folder = out or Path("runs") / f"{name}-{loaded.run_id(seed)}"
     say(f"run {loaded.run_id(seed)} in {folder}")
@@ -72,12 +78,28 @@ def train(
             threads=threads,
             resume=resume,
             trackers=track or (),
+            memory_limit=_memory(memory_limit, loaded),
             on_progress=display.update,
             say=display.say,
         )
     show({"folder": str(folder), **result}, json, lambda: _result_in_words(folder, result))
     if result["status"] == "diverged":
         raise RunError(f"{folder}: diverged at step {result['steps']}: the loss is no longer finite; lower optimizer.lr or aux_lr")
+
+
+def _split_to_fit(overrides: list[str] | None) -> list[str]:
+    """--vram-auto as the key that it is."""
+    if any(o.startswith("train.accumulate=") for o in overrides or []):
+        raise InputError("--set train.accumulate: it is given by a flag, too: leave one of the two out")
+    return [*(overrides or []), 'train.accumulate="auto"']
+
+
+def _memory(limit: str | None, recipe: Recipe) -> int | None:
+    from muonlab.train.memory import parse_size
+
+    if limit is not None and recipe.train.accumulate != "auto":
+        raise InputError("--memory-limit: nothing asks for it here: it is for --vram-auto (train.accumulate = auto)")
+    return None if limit is None else parse_size(limit)
 
 
 def _result_in_words(folder: Path, result: dict[str, Any]) -> str:

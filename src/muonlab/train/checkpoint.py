@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,9 @@ def save(directory: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
     try:
-        tensors, groups = _pack(checkpoint.optimizer)
-        save_file(_own(checkpoint.model), building / "model.safetensors")
-        save_file(_own(tensors), building / "optimizer.safetensors")
-        save_file(_own(checkpoint.random), building / "random.safetensors")
+        groups = _pack(checkpoint.optimizer)[1]
+        for name, tensors in copies(checkpoint):
+            save_file(tensors, building / f"{name}.safetensors")
         (building / "state.json").write_text(json.dumps({"progress": checkpoint.progress, "groups": groups}))
         files = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(building.iterdir())}
         (building / _MANIFEST).write_text(json.dumps({"format": 1, "step": step, "files": files}, indent=1))
@@ -61,6 +61,16 @@ def save(directory: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
     for old in checkpoints(directory)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def copies(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The tensors of each file, one file after the other: each takes memory of its own while it is written."""
+    for name, tensors in (
+        ("model", checkpoint.model),
+        ("optimizer", _pack(checkpoint.optimizer)[0]),
+        ("random", checkpoint.random),
+    ):
+        yield name, _own(tensors)
 
 
 def checkpoints(directory: Path) -> list[Path]:
