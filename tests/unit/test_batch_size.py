@@ -132,7 +132,9 @@ def test_a_batch_of_auto_leaves_the_batch_and_splits_it(workdir):
 def test_the_flags(workdir, muonlab, monkeypatch):
     attempt = up_to(2)
     monkeypatch.setattr(batch_size, "_in_a_process", attempt)
-    code, out, err = muonlab("train", "tiny.toml", "--out", "run", "--vram-auto", "--memory-limit", "2GB", "--threads", "1", "--json")
+    code, out, err = muonlab(
+        "train", "tiny.toml", "--out", "run", "--vram-auto", "--memory-limit", "2GB", "--threads", "1", "--json"
+    )
     assert (code, attempt.room) == (0, 1.9e9)
     assert json.loads(out)["status"] == "finished"
     assert "a batch of 4 sequences in 2 parts of 2" in err
@@ -182,9 +184,9 @@ def test_real_processes_find_what_fits_and_are_gone_when_it_does_not(workdir):
     assert one.fits, one
     state = 4 * 4 * 8192 * 2 * 256  # embedding and head with gradients and two moments
     assert state < one.peak <= room
-    missing = load_recipe("tiny.toml", [AUTO, 'data.files=["missing.txt"]'])
-    with pytest.raises(InputError, match=r"missing\.txt"):
-        fitted(machine, missing, 0, memory_limit=room)
+    unfit = load_recipe("tiny.toml", [AUTO, "train.batch=100000"])
+    with pytest.raises(InputError, match="the corpus is shorter than a batch"):
+        fitted(machine, unfit, 0, memory_limit=room)
 
 
 def tree(root, files):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,6 +74,9 @@ def positions(documents: Tensor) -> Tensor:
     return place - (place * begins).cummax(1).values
 
 
+Cache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # keys and values (B, T, kv_heads, head_width) of new positions -> of all
+
+
 class Attention(nn.Module):
     """Causal attention. With fewer `kv_heads` than heads, a key and its value serve a group of queries (arXiv 2305.13245).
 
@@ -93,9 +97,17 @@ class Attention(nn.Module):
         self.proj = nn.Linear(d, d, bias=config.bias)
         self.value_mix = nn.Parameter(torch.full((2,), 0.5)) if mixes_values else None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, values: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        values: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
         """x: (B, T, d); mask: (T, T) or (B, 1, T, T) bool of what each position sees, None for all of its past; values:
-        (B, T, kv_heads·head_width) with mixes_values."""
+        (B, T, kv_heads·head_width) with mixes_values. With a cache, x goes on from what is in it, and the mask is (B, 1, T, S)."""
         B, T, d = x.shape
         q = self.q(x).view(B, T, self.heads, -1)
         k, v = (f(x).view(B, T, self.kv_heads, -1) for f in (self.k, self.v))
@@ -104,6 +116,8 @@ class Attention(nn.Module):
             mix = self.value_mix.to(v.dtype)
             v = mix[0] * v + mix[1] * values.view_as(v)
         q, k = (rotate(F.rms_norm(u, (u.shape[-1],)) if self.qk_norm else u, cos, sin) for u in (q, k))
+        if cache is not None:
+            k, v = cache(k, v)
         if self.kv_heads < self.heads:
             k, v = (u.repeat_interleave(self.heads // self.kv_heads, dim=2) for u in (k, v))
         if self.record_logits and self.training:

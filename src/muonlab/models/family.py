@@ -67,6 +67,7 @@ class Model(nn.Module):
     """
 
     vocab_size: int
+    longest: int | None = None  # tokens of a row that `extend` can read; None: there is no limit
 
     def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         raise NotImplementedError
@@ -80,6 +81,16 @@ class Model(nn.Module):
     def keeps_documents_apart(self) -> bool:
         """Whether `forward` takes documents."""
         return "documents" in inspect.signature(self.forward).parameters
+
+    def extend(self, tokens: Tensor, states: Any = None, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Logits (B, T, vocab) float32 for tokens (B, T) that follow those of `states` (None: nothing), and the new states.
+
+        They are the forward pass's, to rounding, whatever the parts that a text comes in. Rows are padded on the right: of row b
+        the first lengths[b] tokens count (None: all T), and logits at pads mean nothing. No gradients. States are tensors with the
+        rows first, in tuples, lists or NamedTuples: `decoding.select` picks or repeats rows. States once returned stay what they
+        are: one can go on from them again. Raises ValueError for what does not fit, and beyond `longest`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot generate: its family has a forward pass, but no `extend`")
 
     def initialize(self, generator: Callable[[str], torch.Generator]) -> None:
         """Fresh weights. `generator(name)` gives each parameter a random stream of its own, so that a parameter's first

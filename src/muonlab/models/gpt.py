@@ -9,6 +9,7 @@ Extras, all off by default: grouped queries, a tied head, sliding windows, value
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -16,8 +17,9 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 from torch import Tensor, nn
 
-from muonlab.models.attention import Attention, QKLayer, RMSNorm, document_mask, rotary_table, window_mask
+from muonlab.models.attention import Attention, Cache, QKLayer, RMSNorm, document_mask, rotary_table, window_mask
 from muonlab.models.cross_entropy import head_loss
+from muonlab.models.decoding import Past, States
 from muonlab.models.family import Model, ModelConfig, extra
 from muonlab.models.softcap import Form, soft_cap
 
@@ -133,9 +135,15 @@ class Block(nn.Module):
         self.residual_scale = config.residual_scale
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, values: Tensor | None = None
-    ) -> Tensor:  # x: (B, T, d); mask, values: see Attention
-        x = x + self._scaled(self.attention(self.norm1(x), cos, sin, mask, values), 0)
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        values: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:  # x: (B, T, d); mask, values, cache: see Attention
+        x = x + self._scaled(self.attention(self.norm1(x), cos, sin, mask, values, cache), 0)
         return x + self._scaled(self.mlp(self.norm2(x)), 1)
 
     def _scaled(self, branch: Tensor, which: int) -> Tensor:
@@ -152,7 +160,7 @@ class GPT(Model):
 
     def __init__(self, config: GPTConfig, vocab_size: int) -> None:
         super().__init__()
-        self.config, self.vocab_size = config, vocab_size
+        self.config, self.vocab_size, self.longest = config, vocab_size, config.context
         self.embed = nn.Embedding(vocab_size, config.width)
         self.norm_in = RMSNorm(config.width)
         self.blocks = nn.ModuleList(Block(config, config.value_table(i) is not None) for i in range(config.layers))
@@ -175,7 +183,15 @@ class GPT(Model):
         self.window[1] = max(1, blocks // 2) * self.config.window_block
 
     def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
-        x = self.features(tokens, documents)
+        return self.logits(self.features(tokens, documents))
+
+    @torch.no_grad()
+    def extend(self, tokens: Tensor, states: States | None = None, lengths: Tensor | None = None) -> tuple[Tensor, States]:
+        """See Model.extend."""
+        past = Past(tokens, states, lengths, layers=len(self.blocks), longest=self.config.context)
+        return self.logits(self.features(past.tokens, past=past)), past.states()
+
+    def logits(self, x: Tensor) -> Tensor:  # (B, T, d) -> (B, T, vocab) float32
         logits = (F.linear(x, self.embed.weight) if self.head is None else self.head(x)).float()
         return soft_cap(logits, self.config.logit_cap, self.config.logit_cap_form)
 
@@ -184,13 +200,17 @@ class GPT(Model):
         bias = None if self.head is None else self.head.bias
         return head_loss(x, head.weight, bias, targets, self.config.logit_cap, self.config.logit_cap_form)
 
-    def features(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
-        """What the head makes logits of: (B, T, d)."""
+    def features(self, tokens: Tensor, documents: Tensor | None = None, past: Past | None = None) -> Tensor:
+        """What the head makes logits of: (B, T, d). With a past, the tokens are those that it adds."""
         T, pattern, skips = tokens.shape[1], self.config.window_pattern, self.config.skips
-        cos, sin = self.cos[:T], self.sin[:T]
-        own = None if documents is None else document_mask(documents)
-        masks = {kind: window_mask(T, self.window["LS".index(kind)]) for kind in set(pattern or "")}
-        masks = {kind: mask if own is None else mask & own for kind, mask in masks.items()}
+        windows = {kind: self.window["LS".index(kind)] for kind in set(pattern or "")}
+        if past is None:
+            cos, sin, own = self.cos[:T], self.sin[:T], None if documents is None else document_mask(documents)
+            masks = {kind: window_mask(T, window) for kind, window in windows.items()}
+            masks = {kind: mask if own is None else mask & own for kind, mask in masks.items()}
+        else:
+            (cos, sin), own = past.tables(self.cos, self.sin), past.mask()
+            masks = {kind: past.mask(window) for kind, window in windows.items()}
         values = [table(tokens) for table in self.value_embeds]
         x = self.norm_in(self.embed(tokens))
         weights = () if self.skip_weights is None else self.skip_weights
@@ -201,7 +221,8 @@ class GPT(Model):
                     x = x + weight.to(x.dtype) * kept[source]
             table = self.config.value_table(i)
             mask = masks[pattern[i % len(pattern)]] if pattern else own
-            x = block(x, cos, sin, mask, None if table is None else values[table])
+            cache = None if past is None else partial(past.keep, i)
+            x = block(x, cos, sin, mask, None if table is None else values[table], cache)
             if any(source == i for _, source in skips):
                 kept[i] = x
         return self.norm_out(x)

@@ -9,6 +9,7 @@ norms and soft-capped logits. A layer is one branch, as in the patterns of Nemot
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 
 from muonlab.models.attention import Attention, RMSNorm, document_mask, rotary_table
 from muonlab.models.cross_entropy import head_loss
+from muonlab.models.decoding import Past, States
 from muonlab.models.family import Model
 from muonlab.models.gpt import MLP
 from muonlab.models.mamba import Mamba2, Mamba2Sizes
-from muonlab.models.multiscale import keys_of
+from muonlab.models.multiscale import keys_of, new_keys
 from muonlab.models.recursive import RecursiveBlock, half_life
 from muonlab.models.softcap import soft_cap
 
@@ -96,6 +98,12 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, *about: Tensor | None) -> Tensor:  # x: (B, T, d); about: what else the branch asks for
         return x + self.branch(self.norm(x), *about)
 
+    def extend(self, x: Tensor, past: Past, layer: int) -> Tensor:
+        """The same for the new tokens of `past`, whose `layer` this is, of Mamba-2."""
+        assert isinstance(self.branch, Mamba2)
+        y, past.layers[layer] = self.branch.extend(self.norm(x), past.layers[layer] or None, past.lengths)
+        return x + y
+
 
 def layer_of(kind: str, config: HybridConfig) -> nn.Module:
     if kind == "R":
@@ -111,6 +119,7 @@ class Hybrid(Model):
     def __init__(self, config: HybridConfig, vocab_size: int) -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
+        self.longest = config.context if set(config.kinds) & set("*R") else None
         self.embed = nn.Embedding(vocab_size, config.width)
         self.norm_in = RMSNorm(config.width)
         self.blocks = nn.ModuleList(layer_of(kind, config) for kind in config.kinds)
@@ -121,7 +130,15 @@ class Hybrid(Model):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
-        x = self.features(tokens, documents)
+        return self.logits(self.features(tokens, documents))
+
+    @torch.no_grad()
+    def extend(self, tokens: Tensor, states: States | None = None, lengths: Tensor | None = None) -> tuple[Tensor, States]:
+        """See Model.extend."""
+        past = Past(tokens, states, lengths, layers=len(self.blocks), longest=self.longest)
+        return self.logits(self._extended(past)), past.states()
+
+    def logits(self, x: Tensor) -> Tensor:  # (B, T, d) -> (B, T, vocab) float32
         logits = (F.linear(x, self.embed.weight) if self.head is None else self.head(x)).float()
         return soft_cap(logits, self.config.logit_cap)
 
@@ -143,6 +160,23 @@ class Hybrid(Model):
                 x, memory = block(x, memory, cos, sin, keys, documents)
             else:
                 x = block(x, *about[kind])
+        return self.norm_out(x)
+
+    def _extended(self, past: Past) -> Tensor:
+        """The same for the new tokens of `past`."""
+        kinds, x = self.config.kinds, self.norm_in(self.embed(past.tokens))
+        memory = torch.zeros_like(x)
+        cos, sin = past.tables(self.cos, self.sin) if self.longest else (self.cos, self.sin)
+        mask = past.mask() if "*" in kinds else None
+        keys = new_keys(past, self.config.scales, self.cos, self.sin) if "R" in kinds else None
+        for i, (kind, block) in enumerate(zip(kinds, self.blocks, strict=True)):
+            if isinstance(block, RecursiveBlock):
+                assert keys is not None
+                x, memory = block.extend(x, memory, cos, sin, keys, past, i)
+            elif kind == "M" and isinstance(block, Layer):
+                x = block.extend(x, past, i)
+            else:
+                x = block(x, cos, sin, mask, None, partial(past.keep, i)) if kind == "*" else block(x)
         return self.norm_out(x)
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from muonlab.models.attention import RMSNorm
 from muonlab.models.causal_conv import CausalConv
 from muonlab.models.cross_entropy import head_loss
+from muonlab.models.decoding import counted, newest, pads, without_pads
 from muonlab.models.family import Model, ModelConfig
 from muonlab.models.ssd import at_least_float32, ssd, ssd_step
 
@@ -152,17 +153,26 @@ class Mamba2(nn.Module):
         """x: (B, T, d); documents (B, T), rising along a row: each begins with an empty state."""
         return self.extend(x, documents=documents)[0]
 
-    def extend(self, x: Tensor, state: MambaState | None = None, documents: Tensor | None = None) -> tuple[Tensor, MambaState]:
-        """y (B, T, d) for positions x (B, T, d) that follow those of `state` (None: nothing), in parallel, and the new state."""
+    def extend(
+        self, x: Tensor, state: MambaState | None = None, lengths: Tensor | None = None, documents: Tensor | None = None
+    ) -> tuple[Tensor, MambaState]:
+        """y (B, T, d) for positions x (B, T, d) that follow those of `state` (None: nothing), in parallel, and the new state.
+
+        With lengths (B,), only the first lengths[b] positions of row b count."""
+        if state is not None and x.shape[1] == 1 and lengths is None:
+            y, state = self.step(x[:, 0], state)
+            return y[:, None], state
         z, u, dt = self._projected(x)
         width = self.conv.weight.shape[2] - 1
         before = u.new_zeros(u.shape[0], width, u.shape[2]) if state is None else state.conv.to(u.dtype)
         u = torch.cat([before, u], dim=1)  # (B, conv_width − 1 + T, ...)
-        newest = u[:, u.shape[1] - width :]
         x, B, C = self._heads(self.conv(u, documents))
+        if lengths is not None:  # a pad does nothing to the state: exp(0 A) H + 0 · 0 Bᵀ
+            pad = pads(x, lengths)[..., None]
+            x, dt = x.masked_fill(pad[..., None], 0), dt.masked_fill(pad, 0)
         A, D = self._decays()
         y, ssm = ssd(x, dt, A, B, C, D, None if state is None else state.ssm, documents, chunk=self.chunk)
-        return self.out_proj(self.norm(y.flatten(-2), z)), MambaState(newest, ssm)
+        return self.out_proj(self.norm(y.flatten(-2), z)), MambaState(newest(u, width, lengths), ssm)
 
     def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         """y (B, d) for the one position x (B, d) that follows those of `state`, by the recurrence, and the new state."""
@@ -258,11 +268,20 @@ class Mamba(Model):
             x = block(x, documents)
         return x
 
-    def extend(self, tokens: Tensor, states: list[MambaState] | None = None) -> tuple[Tensor, list[MambaState]]:
-        """Logits (B, T, vocab) for tokens (B, T) that follow those of `states` (None: nothing), in parallel, and the new states."""
+    @torch.no_grad()
+    def extend(
+        self, tokens: Tensor, states: list[MambaState] | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, list[MambaState]]:
+        """See Model.extend. Reads in parallel; a single token for each row by the recurrence, which is faster."""
+        tokens, short = without_pads(tokens, counted(tokens, lengths))
+        if states is not None and (len(states) != len(self.blocks) or len(states[0].ssm) != len(tokens)):
+            raise ValueError(
+                f"states: expected those of {len(tokens)} rows and {len(self.blocks)} layers, got "
+                f"{len(states[0].ssm) if states else 0} and {len(states)}; decoding.select picks rows"
+            )
         x, new = self.embed(tokens), []
         for i, block in enumerate(self._blocks()):
-            y, state = block.mamba.extend(block.norm(x), None if states is None else states[i])
+            y, state = block.mamba.extend(block.norm(x), None if states is None else states[i], short)
             x = x + y
             new.append(state)
         return self._logits(x), new

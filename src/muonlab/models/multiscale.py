@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muonlab.models.attention import rotate
+from muonlab.models.decoding import KV, Past, Slots, newest
 
 
 class MultiScaleConfig(Protocol):
@@ -57,6 +58,54 @@ def keys_of(length: int, scales: tuple[int, ...], cos: Tensor, sin: Tensor, docu
     return Keys(cos[position], sin[position], seen)
 
 
+class NewKeys(NamedTuple):
+    """The keys that new tokens add: T columns of tokens, then the blocks that end among them. The same in every layer.
+
+    In a cache, keys stand in the order in which they can first be seen: a token, the blocks that end with it, the next token. So a
+    token sees all that stands before it, and itself.
+    """
+
+    cos: Tensor  # (B, E, head_width / 2): RoPE's table at each key's last token
+    sin: Tensor
+    members: tuple[Tensor, ...]  # for each scale but 1, (B, blocks, scale): a block's tokens, among the newest old and the new ones
+    slots: Slots
+    mask: Tensor  # (B, 1, T, slots) bool
+
+
+def new_keys(past: Past, scales: tuple[int, ...], cos: Tensor, sin: Tensor) -> NewKeys:
+    """The keys that the new tokens of `past` add to those of its earlier ones; cos and sin: the whole tables."""
+
+    def slot_of(token: Tensor) -> Tensor:  # before it stand as many tokens, and all blocks that have ended
+        return token + sum(((token // s) for s in scales[1:]), torch.zeros_like(token))
+
+    start, end = past.start[:, None], past.end[:, None]  # (B, 1)
+    last, slots, counts, members = [past.places], [slot_of(past.places)], [past.counts], []
+    for i, s in enumerate(scales[1:], 1):
+        block = start // s + torch.arange(int((end // s - start // s).max()))  # (B, blocks)
+        ends = (block + 1) * s - 1
+        counts.append(block < end // s)
+        slots.append(slot_of(ends) + 1 + sum(((ends + 1) % shorter == 0).long() for shorter in scales[1:i]))
+        last.append(ends.clamp(max=past.longest - 1))
+        token = block[..., None] * s + torch.arange(s) - start[..., None] + scales[-1] - 1
+        members.append(token.clamp(max=scales[-1] - 2 + past.counts.shape[1]).to(past.device))
+    plan = past.put(
+        torch.cat(slots, dim=1),
+        torch.cat(counts, dim=1),
+        total=int(slot_of(past.end).max()),
+        most=int(slot_of(torch.tensor(past.longest))),
+    )
+    position, slot = torch.cat(last, dim=1).to(past.device), torch.arange(plan.total, device=past.device)
+    mask = slot <= slot_of(past.position)[:, None, :, None]
+    return NewKeys(cos[position], sin[position], tuple(members), plan, mask)
+
+
+class MultiScaleState(NamedTuple):
+    """What multi-scale attention remembers."""
+
+    cache: KV | tuple[()]
+    newest: KV  # (B, largest scale − 1, heads, head_width): keys and values of the newest tokens, as they were projected
+
+
 def blocks(x: Tensor, scale: int) -> Tensor:
     """x (B, T, ...) -> (B, ⌊(T − 1) / scale⌋, ...): the means of the blocks that some token lies after."""
     count = (x.shape[1] - 1) // scale
@@ -67,7 +116,7 @@ class MultiScaleAttention(nn.Module):
     """Attention over tokens and blocks. A block's key and value are the means of its tokens', its key normalized and rotated like a
     token's, to the position of its last token. With the scale 1 alone it is ordinary causal attention.
 
-    One token at a time it needs, beside the cache of keys and values, the sums of the block that each scale has begun.
+    One token at a time it needs, beside the cache of keys and values, the newest tokens' own, of the blocks that have begun.
     """
 
     def __init__(self, config: MultiScaleConfig) -> None:
@@ -78,12 +127,36 @@ class MultiScaleAttention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, keys: Keys) -> Tensor:
         """x: (B, T, d); cos, sin: (T, head_width / 2); keys: those of T tokens."""
-        B, T, d = x.shape
-        q, k, v = (f(x).view(B, T, self.heads, -1) for f in (self.q, self.k, self.v))
+        q, k, v = self._projected(x)
         k, v = (torch.cat([u, *(blocks(u, s) for s in self.scales[1:])], dim=1) for u in (k, v))  # (B, K, heads, head_width)
-        q, k = (F.rms_norm(u, (u.shape[-1],)) for u in (q, k))
-        q, k = rotate(q, cos, sin), rotate(k, keys.cos, keys.sin)
+        q, k = self._turned(q, cos, sin), self._turned(k, keys.cos, keys.sin)
+        return self._attended(q, k, v, keys.mask)
+
+    def extend(
+        self, x: Tensor, cos: Tensor, sin: Tensor, keys: NewKeys, past: Past, state: MultiScaleState | None
+    ) -> tuple[Tensor, MultiScaleState]:
+        """y for the new positions x (B, T, d) of `past`, which follow those of `state` (None: nothing), and the new state."""
+        q, *kv = self._projected(x)
+        before = [u.new_zeros(len(u), self.scales[-1] - 1, *u.shape[2:]) for u in kv] if state is None else state.newest
+        recent = [torch.cat([a.to(u.dtype), u], dim=1) for a, u in zip(before, kv, strict=True)]
+        rows = torch.arange(len(x), device=x.device)[:, None, None]
+        k, v = (
+            torch.cat([u, *(both[rows, members].mean(2) for members in keys.members)], dim=1)  # (B, E, heads, head_width)
+            for u, both in zip(kv, recent, strict=True)
+        )
+        cache = past.cached(() if state is None else state.cache, KV(self._turned(k, keys.cos, keys.sin), v), keys.slots)
+        k, v = (buffer[:, : keys.slots.total] for buffer in cache)
+        y = self._attended(self._turned(q, cos, sin), k, v, keys.mask)
+        return y, MultiScaleState(cache, KV(*(newest(u, self.scales[-1] - 1, past.lengths) for u in recent)))
+
+    def _projected(self, x: Tensor) -> list[Tensor]:  # (B, T, d) -> q, k and v (B, T, heads, head_width)
+        return [f(x).view(*x.shape[:2], self.heads, -1) for f in (self.q, self.k, self.v)]
+
+    def _turned(self, u: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # normalized and rotated
+        return rotate(F.rms_norm(u, (u.shape[-1],)), cos, sin)
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=keys.mask, scale=self.softmax_scale
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, scale=self.softmax_scale
         )  # (B, heads, T, head_width)
-        return self.proj(y.transpose(1, 2).reshape(B, T, d))
+        return self.proj(y.transpose(1, 2).flatten(2))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,8 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from muonlab.models.attention import document_mask, positions, rotate
+from muonlab.models.attention import Cache, document_mask, positions, rotate
+from muonlab.models.decoding import Past, States
 from muonlab.models.family import Model, ModelConfig
 
 
@@ -91,15 +93,18 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.proj = (nn.Linear(d, d, bias=False) for _ in range(4))
         self.s_qk = Scale(d, init=1.0, scale=d**-0.5)
 
-    def forward(self, h: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
-        """h: (B, T, d); mask: (B, 1, T, T) bool of what each position sees, None for all of its past."""
+    def forward(self, h: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """h: (B, T, d); mask: (B, 1, T, T) bool of what each position sees, None for all of its past; cache: as in the GPT's."""
         B, T, d = h.shape
         h = h.to(self.q.weight.dtype)
         q, k, v = (f(h).view(B, T, self.heads, self.head_width) for f in (self.q, self.k, self.v))
         s_qk = self.s_qk().view(self.heads, self.head_width)
         q, k = ((s_qk * unit(rotate(u, cos, sin))).to(v.dtype) for u in (q, k))
+        if cache is not None:
+            k, v = cache(k, v)
+        q, k, v = (u.transpose(1, 2) for u in (q, k, v))
         y = F.scaled_dot_product_attention(
-            *(u.transpose(1, 2) for u in (q, k, v)), attn_mask=mask, is_causal=mask is None, scale=math.sqrt(self.head_width)
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=math.sqrt(self.head_width)
         )  # (B, heads, T, head_width)
         return self.proj(y.transpose(1, 2).reshape(B, T, d))
 
@@ -150,8 +155,10 @@ class Layer(nn.Module):
         self.attention, self.attention_turn = Attention(config), Turn(config)
         self.mlp, self.mlp_turn = MLP(config), Turn(config)
 
-    def forward(self, h: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:  # h: (B, T, d), unit vectors
-        h = self.attention_turn(h, self.attention(h, cos, sin, mask))
+    def forward(
+        self, h: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:  # h: (B, T, d), unit vectors
+        h = self.attention_turn(h, self.attention(h, cos, sin, mask, cache))
         return self.mlp_turn(h, self.mlp(h))
 
 
@@ -166,7 +173,7 @@ class NGPT(Model):
 
     def __init__(self, config: NGPTConfig, vocab_size: int) -> None:
         super().__init__()
-        self.config, self.vocab_size = config, vocab_size
+        self.config, self.vocab_size, self.longest = config, vocab_size, config.context
         self.embed = nn.Embedding(vocab_size, config.width)
         self.blocks = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.head = nn.Linear(config.width, vocab_size, bias=False)
@@ -180,10 +187,20 @@ class NGPT(Model):
         if documents is not None:  # s_qk weighs what RoPE has turned, so that places are not merely relative
             mask, place = document_mask(documents), positions(documents)
             cos, sin = cos[place], sin[place]
+        return self._logits(tokens, cos, sin, mask)
+
+    @torch.no_grad()
+    def extend(self, tokens: Tensor, states: States | None = None, lengths: Tensor | None = None) -> tuple[Tensor, States]:
+        """See Model.extend."""
+        past = Past(tokens, states, lengths, layers=len(self.blocks), longest=self.config.context)
+        cos, sin = past.tables(self.cos, self.sin)
+        return self._logits(past.tokens, cos, sin, past.mask(), past), past.states()
+
+    def _logits(self, tokens: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, past: Past | None = None) -> Tensor:
         h = self.embed(tokens)  # (B, T, d): unit vectors, as the rows are
         h = h.to(torch.promote_types(h.dtype, torch.float32))  # hidden states stay so, also where the weights are bf16
-        for block in self.blocks:
-            h = block(h, cos, sin, mask)
+        for i, block in enumerate(self.blocks):
+            h = block(h, cos, sin, mask, None if past is None else partial(past.keep, i))
         return self.s_z() * self.head(h.to(self.head.weight.dtype)).to(
             h.dtype
         )  # s_z is float32, and so is this product, also where autocast makes the head's bf16

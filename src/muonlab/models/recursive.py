@@ -14,16 +14,18 @@ it. Here each gate is a function of its own token, which Mamba has told of the p
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muonlab.models.attention import RMSNorm
+from muonlab.models.decoding import Past
 from muonlab.models.gpt import MLP, MLPConfig
-from muonlab.models.mamba import Mamba2, Mamba2Config
-from muonlab.models.multiscale import Keys, MultiScaleAttention, MultiScaleConfig
+from muonlab.models.mamba import Mamba2, Mamba2Config, MambaState
+from muonlab.models.multiscale import Keys, MultiScaleAttention, MultiScaleConfig, MultiScaleState, NewKeys
 
 
 class RecursiveConfig(Mamba2Config, MLPConfig, MultiScaleConfig, Protocol):
@@ -82,6 +84,13 @@ class RecursiveProcessor(nn.Module):
         return mixed, memory
 
 
+class RecursiveState(NamedTuple):
+    """What a recursive block remembers of earlier tokens. Their memories are not part of it: a token has its own."""
+
+    mamba: MambaState
+    attention: MultiScaleState
+
+
 class RecursiveBlock(nn.Module):
     """x, memory -> x', memory, as above."""
 
@@ -97,6 +106,23 @@ class RecursiveBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """x, memory: (B, T, d); cos, sin, keys: see MultiScaleAttention; documents: see Mamba2."""
         y = x + self.mamba(self.norm1(x), documents)
+        return self._think(y, memory, lambda z: self.attention(z, cos, sin, keys))
+
+    def extend(
+        self, x: Tensor, memory: Tensor, cos: Tensor, sin: Tensor, keys: NewKeys, past: Past, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """The same for the new tokens of `past`, whose `layer` this is."""
+        state: RecursiveState | None = past.layers[layer] or None
+        y, mamba = self.mamba.extend(self.norm1(x), state and state.mamba, past.lengths)
+
+        def attend(z: Tensor) -> Tensor:
+            out, attention = self.attention.extend(z, cos, sin, keys, past, state and state.attention)
+            past.layers[layer] = RecursiveState(mamba, attention)
+            return out
+
+        return self._think(x + y, memory, attend)
+
+    def _think(self, y: Tensor, memory: Tensor, attend: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         z, memory = self.processor(y, memory)
-        z = z - y + self.attention(self.norm2(z), cos, sin, keys)
+        z = z - y + attend(self.norm2(z))
         return y + 2 * self.fuse(unit_rms(y)).sigmoid() * z, memory

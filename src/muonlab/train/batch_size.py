@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from muonlab.data import corpus
 from muonlab.errors import InputError, RunError
 from muonlab.train.memory import available_memory, in_words, keep_freed_memory, status
 from muonlab.train.recipe import Recipe
@@ -52,6 +53,7 @@ def fitted(
     """
     if recipe.train.accumulate != "auto" or machine.accumulate is not None:
         return machine
+    corpus.load(recipe.data)  # what has to be prepared is prepared here and once, and bad data is said before anything is tried
     if memory_limit is None and machine.device == "cpu":
         memory_limit = available_memory()
     room = int(SHARE * memory_limit) if memory_limit is not None else 0  # 0: what is free on the device, which it says itself

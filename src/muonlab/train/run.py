@@ -22,7 +22,7 @@ from muonlab.train.batch_size import fitted, out_of_memory
 from muonlab.train.memory import keep_freed_memory
 from muonlab.train.provenance import provenance
 from muonlab.train.recipe import Recipe
-from muonlab.train.run_folder import RunFolder, write_json
+from muonlab.train.run_folder import RunFolder, best_evaluation, write_json
 from muonlab.train.settings import flat
 from muonlab.train.signals import StopRequest, stop_requests
 from muonlab.train.tracking import Tracking, check_trackers
@@ -117,6 +117,8 @@ class _Session:
     rows: int = 0  # in metrics.jsonl
     train_loss: float | None = None
     val_loss: float | None = None
+    best_loss: float = math.inf  # of the evaluations so far, and the step of the first that had it
+    best_step: int | None = None
 
     def run(self) -> dict[str, Any]:
         self._restore()
@@ -132,7 +134,7 @@ class _Session:
             loss = trainer.train_step()
             last = trainer.step == settings.steps
             evaluate = last or trainer.step % settings.eval_every == 0
-            save = last or trainer.step % settings.checkpoint_every == 0
+            save = last or trainer.step % settings.checkpoint_every == 0 or self._kept_for_good(trainer.step)
             # a checkpoint must be known to be finite, and an evaluation must not be charged for the step before it
             look = evaluate or save or trainer.step % settings.log_every == 0
             if look:
@@ -140,7 +142,7 @@ class _Session:
             self.seconds += time.perf_counter() - start
             if look and not self._record(evaluate):
                 return self._finish("diverged")
-            if save:
+            if save or (settings.keep_best and self.best_step == trainer.step):
                 self._checkpoint()
             if look:
                 done = trainer.step - first_step
@@ -160,6 +162,8 @@ class _Session:
             self.say(f"{problem}: using step-{self.trainer.step:08d} instead")
         checkpoints.discard_after(self.folder.checkpoints, self.trainer.step)
         self.rows = self.folder.keep_rows(self.trainer.step)
+        if best := best_evaluation(self.folder.rows()):
+            self.best_loss, self.best_step = best["val_loss"], best["step"]
         if saved is not None:
             lost = saved.progress["rows"] - self.rows
             if lost:
@@ -174,6 +178,8 @@ class _Session:
         row |= {"train_loss": self.train_loss, "lr": trainer.lr, **self._skipped()}
         if evaluate:
             self.val_loss = row["val_loss"] = trainer.evaluate()
+            if self.val_loss < self.best_loss:
+                self.best_loss, self.best_step = self.val_loss, trainer.step
         broken = [key for key in ("train_loss", "val_loss") if not math.isfinite(row.get(key) or 0.0)]
         for key in broken:
             row[key] = None  # JSON has no NaN
@@ -191,7 +197,16 @@ class _Session:
     def _checkpoint(self) -> None:
         self.folder.sync_rows()
         state = self.trainer.checkpoint({"seconds": self.seconds, "rows": self.rows})
-        checkpoints.save(self.folder.checkpoints, self.trainer.step, state, self.trainer.recipe.train.keep_checkpoints)
+        settings = self.trainer.recipe.train
+        checkpoints.save(self.folder.checkpoints, self.trainer.step, state, settings.keep_checkpoints, self._kept)
+
+    def _kept(self, step: int) -> bool:
+        """Whether a checkpoint stays, however old it is."""
+        return self._kept_for_good(step) or (self.trainer.recipe.train.keep_best and step == self.best_step)
+
+    def _kept_for_good(self, step: int) -> bool:
+        every = self.trainer.recipe.train.keep_every
+        return every is not None and step % every == 0
 
     def _stop(self, signum: int) -> None:
         self._checkpoint()
