@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ def save(directory: Path, step: int, checkpoint: Checkpoint, keep: int, also: Ca
     building.mkdir()
     try:
         groups = _pack(checkpoint.optimizer)[1]
-        for name, tensors in copies(checkpoint):
-            save_file(tensors, building / f"{name}.safetensors")
+        for name, tensors in tensors_of(checkpoint).items():
+            save_file(own(tensors), building / f"{name}.safetensors")
         (building / "state.json").write_text(json.dumps({"progress": checkpoint.progress, "groups": groups}))
         files = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(building.iterdir())}
         (building / _MANIFEST).write_text(json.dumps({"format": 1, "step": step, "files": files}, indent=1))
@@ -66,14 +66,9 @@ def save(directory: Path, step: int, checkpoint: Checkpoint, keep: int, also: Ca
     return final
 
 
-def copies(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The tensors of each file, one file after the other: each takes memory of its own while it is written."""
-    for name, tensors in (
-        ("model", checkpoint.model),
-        ("optimizer", _pack(checkpoint.optimizer)[0]),
-        ("random", checkpoint.random),
-    ):
-        yield name, _own(tensors)
+def tensors_of(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
+    """By the file that they are saved in."""
+    return {"model": checkpoint.model, "optimizer": _pack(checkpoint.optimizer)[0], "random": checkpoint.random}
 
 
 def name_of(step: int) -> str:
@@ -204,7 +199,7 @@ def _unpack(tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> dict[st
     return {"state": state, "param_groups": packed}
 
 
-def _own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each tensor with memory of its own: state is stacked, and safetensors refuses views."""
     return {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
 

@@ -19,7 +19,7 @@ from muonlab.data.prepared import Documents
 from muonlab.errors import InputError
 from muonlab.optim.precision import bf16_is_fast, pin
 from muonlab.streams import stream_seed
-from muonlab.train.checkpoint import Checkpoint, copies
+from muonlab.train.checkpoint import Checkpoint, own, tensors_of
 from muonlab.train.recipe import Recipe
 
 
@@ -146,8 +146,8 @@ class Trainer:
             self.train_step(parts=2)
         self.validation = self.validation[:1]
         self.evaluate()
-        for _ in copies(self.checkpoint({})):
-            pass
+        for tensors in tensors_of(self.checkpoint({})).values():
+            own(tensors)
 
     @torch.no_grad()
     def evaluate(self) -> float:
