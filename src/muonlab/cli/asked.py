@@ -34,6 +34,9 @@ class Asked:
         str | None,
         Parameter(help="its columns: PROMPT,ANSWER (the loss counts on the answer), or one with plain text; default: text"),
     ] = None
+    vram_auto: Annotated[
+        bool, Parameter(negative=(), help="train.accumulate = auto: batches in the largest micro-batches that fit into memory")
+    ] = False
     set: Set = None
 
     def recipe(self, path: Path | None) -> tuple[str, Recipe]:
@@ -58,5 +61,6 @@ class Asked:
         if self.dataset is not None:
             found |= {"data.source": "rows", "data.files": [self.dataset]}
         columns = None if self.columns is None else [name.strip() for name in self.columns.split(",")]
+        found |= {"train.accumulate": "auto" if self.vram_auto else None}
         found |= {"data.subset": self.subset, "data.split": self.split, "data.columns": columns}
         return {key: value for key, value in found.items() if value is not None}

@@ -44,6 +44,7 @@ def train(
     background: Background = False,
     device: Device = None,
     threads: Annotated[int | None, Parameter(help="CPU threads; default: all cores")] = None,
+    memory_limit: Annotated[str | None, Parameter(help="what --vram-auto may use, such as 4GB; default: what is free")] = None,
     track: Track = None,
     json: Json = False,
 ) -> None:
@@ -64,6 +65,7 @@ def train(
     name, loaded = (asked or Asked()).recipe(recipe)
     folder = out or Path("runs") / f"{name}-{loaded.run_id(seed)}"
     options: dict[str, Any] = {"device": device, "threads": threads, "resume": resume, "trackers": track or ()}
+    options["memory_limit"] = _memory(memory_limit, loaded)
     train_in(folder, loaded, seed, background=background, json=json, **options)
 
 
@@ -121,6 +123,14 @@ def _prepare(config: DataConfig) -> None:
 
     with PrepareDisplay(", ".join(config.files)) as display:
         folders(config, on_progress=display.update, say=display.say)
+
+
+def _memory(limit: str | None, recipe: Recipe) -> int | None:
+    from muonlab.train.memory import parse_size
+
+    if limit is not None and recipe.train.accumulate != "auto":
+        raise InputError("--memory-limit: nothing asks for it here: it is for --vram-auto (train.accumulate = auto)")
+    return None if limit is None else parse_size(limit)
 
 
 def _result_in_words(folder: Path, result: dict[str, Any]) -> str:
