@@ -58,7 +58,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """The exit code of a command line."""
     # imported to register their commands
-    from muonlab.cli import data, data_tasks, evaluation, experiments, presets, records, statistics, training  # noqa: F401
+    from muonlab.cli import data, data_tasks, evaluation, experiments, generation, presets, records, statistics, training  # noqa: F401
 
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
