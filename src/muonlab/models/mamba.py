@@ -278,8 +278,8 @@ class Mamba(Model):
             rows = [len(state.ssm) for state in states if isinstance(state, MambaState)]
             if rows != [len(tokens)] * len(self.blocks):
                 raise ValueError(
-                    f"states: expected those of {len(tokens)} rows and {len(self.blocks)} layers of Mamba-2, got {len(rows)} layers of "
-                    f"{sorted(set(rows))} rows; decoding.select picks rows"
+                    f"states: expected those of {len(tokens)} rows and {len(self.blocks)} layers of Mamba-2, "
+                    f"got {len(rows)} layers of {sorted(set(rows))} rows; decoding.select picks rows"
                 )
         x, new = self.embed(tokens), []
         for i, block in enumerate(self._blocks()):
