@@ -126,7 +126,8 @@ def test_states_of_another_model_are_refused():
 
 def test_an_empty_row_waits_for_its_first_token():
     model = build()
-    _, states = model.extend(tokens(2, 3), None, torch.tensor([0, 3]))
+    _, states = model.extend(tokens(2, 3), None, torch.tensor([0, 0]))
+    _, states = model.extend(tokens(2, 3), states, torch.tensor([0, 3]))
     logits, states = model.extend(tokens(2, 4), states, torch.tensor([4, 0]))
     with torch.no_grad():
         torch.testing.assert_close(logits[:1], model(tokens(2, 4)[:1]), rtol=0, atol=1e-5)
