@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from muonlab.data import corpus, tokenizer
-from muonlab.data.corpus import DataConfig
+from muonlab.data.config import DataConfig
 from muonlab.data.loader import Loader, validation_batches
 from muonlab.data.shards import read_shard, write_shard
 from muonlab.errors import InputError

@@ -305,3 +305,75 @@ def test_a_run_that_begins_while_another_does_is_refused(workdir, monkeypatch):
     monkeypatch.setattr(module, "Trainer", slow)
     with pytest.raises(InputError, match="another process has begun a run here"):
         train(recipe, 7, "run")
+
+
+# -- which checkpoints stay ------------------------------------------------------------------------------------------
+
+
+def evaluations(monkeypatch, values):
+    """The validation losses of the next run, one evaluation after the other."""
+    given = iter(values)
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: next(given))
+
+
+def steps_saved(folder):
+    return [checkpoints.step_of(path) for path in reversed(checkpoints.checkpoints(RunFolder(folder).checkpoints))]
+
+
+def test_the_best_checkpoint_stays_and_can_be_chosen(workdir, monkeypatch):
+    """Evaluated every second step, saved every fifth: the lowest loss, at step 4, is saved then and kept to the end."""
+    recipe = load_recipe("tiny.toml", ["train.eval_every=2", "train.checkpoint_every=5", "train.keep_best=true"])
+    evaluations(monkeypatch, [5.0, 3.0, 4.0, 3.0, 3.5, 9.0])
+    train(recipe, 0, "run", threads=1)
+    assert steps_saved("run") == [4, 10, 12]
+    assert checkpoints.chosen(RunFolder("run"), "best").name == "step-00000004"
+    assert checkpoints.chosen(RunFolder("run"), "last").name == "step-00000012"
+    assert checkpoints.chosen(RunFolder("run"), 10).name == "step-00000010"
+
+
+def test_the_best_is_known_to_a_resumed_run(workdir, monkeypatch):
+    recipe = load_recipe("tiny.toml", ["train.eval_every=2", "train.checkpoint_every=2", "train.keep_best=true"])
+    evaluations(monkeypatch, [5.0, 3.0, 4.0, 4.0, 3.5, 9.0])
+    with pytest.raises(Interrupted):
+        train(recipe, 0, "run", on_progress=stop_after(7), threads=1)
+    train(recipe, 0, "run", resume=True, threads=1)
+    assert steps_saved("run") == [4, 10, 12]
+
+
+def test_every_nth_checkpoint_stays(workdir):
+    recipe = load_recipe("tiny.toml", ["train.checkpoint_every=5", "train.keep_every=3"])
+    train(recipe, 0, "run", threads=1)
+    assert steps_saved("run") == [3, 6, 9, 10, 12]  # every third, and the newest two
+    train(load_recipe("tiny.toml"), 0, "other", threads=1)
+    assert RunFolder("run").result()["weights_sha256"] == RunFolder("other").result()["weights_sha256"]
+
+
+def test_keeping_checkpoints_is_no_part_of_a_recipe_that_does_not_ask_for_it(workdir):
+    assert not {"keep_best", "keep_every"} & load_recipe("tiny.toml").canonical()["train"].keys()
+    scaled = load_recipe("tiny.toml", ["train.keep_every=6", "scale_steps=0.5"])
+    assert (scaled.train.steps, scaled.train.keep_every) == (6, 3)
+
+
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [
+        ("best", r"no checkpoint of step 4, the best \(validation loss 1.0000\): there are 9, 12; train with train.keep_best=true"),
+        ("5", "no checkpoint of step 5: there are 9, 12$"),
+        ("newest", "expected last, best or a step, got 'newest'; there are 9, 12"),
+        ("9", r"step-00000009: damaged \(model.safetensors has 0 of"),
+    ],
+)
+def test_a_checkpoint_that_is_not_there_is_told(workdir, monkeypatch, which, message):
+    evaluations(monkeypatch, [1.0, 2.0, 3.0])
+    train(load_recipe("tiny.toml"), 0, "run", threads=1)
+    (workdir / "run/checkpoints/step-00000009/model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=message):
+        checkpoints.chosen(RunFolder("run"), which)
+
+
+def test_the_last_whole_checkpoint_is_chosen(workdir):
+    train(load_recipe("tiny.toml"), 0, "run", threads=1)
+    (workdir / "run/checkpoints/step-00000012/model.safetensors").write_bytes(b"")
+    assert checkpoints.chosen(RunFolder("run"), "last").name == "step-00000009"
+    with pytest.raises(InputError, match="has no checkpoint"):
+        checkpoints.chosen(RunFolder("nothing"), "last")

@@ -46,7 +46,13 @@ Json = Annotated[bool, Parameter(name="--json", help="print JSON", negative=())]
 
 def main() -> None:
     """The console script: runs a command and turns its end into an exit code."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    tracking = sys.modules.get("muonlab.train.tracking")  # not loaded for this: most commands need no torch
+    if tracking is not None and tracking.hung():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # the library of a tracker that hangs would wait for it
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

@@ -21,6 +21,13 @@ ScaleSteps = Annotated[
     float | None, Parameter(name="--scale-steps", help="factor on all step counts, such as 0.001 to try a preset in a minute")
 ]
 
+Track = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--track", negative=(), help="tensorboard, wandb or trackio get every row, and so does a resume's; may be repeated"
+    ),
+]
+
 
 @app.command
 def train(
@@ -35,6 +42,7 @@ def train(
     resume: Annotated[bool, Parameter(negative=(), help="go on with the run in --out, or start it if there is none")] = False,
     device: Device = None,
     threads: Annotated[int | None, Parameter(help="CPU threads; default: all cores")] = None,
+    track: Track = None,
     json: Json = False,
 ) -> None:
     """Train one run of a recipe.
@@ -57,7 +65,15 @@ def train(
     say(f"run {loaded.run_id(seed)} in {folder}")
     with RunDisplay(folder.name) as display:
         result = train_run(
-            loaded, seed, folder, device=device, threads=threads, resume=resume, on_progress=display.update, say=display.say
+            loaded,
+            seed,
+            folder,
+            device=device,
+            threads=threads,
+            resume=resume,
+            trackers=track or (),
+            on_progress=display.update,
+            say=display.say,
         )
     show({"folder": str(folder), **result}, json, lambda: _result_in_words(folder, result))
     if result["status"] == "diverged":

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from muonlab.data import tokenizer
-from muonlab.data.prepared import Documents, Prepared, open_prepared
+from muonlab.data.config import DataConfig
+from muonlab.data.folders import folders
+from muonlab.data.paths import expand
+from muonlab.data.prepared import Documents, Prepared
 from muonlab.data.shards import read_shard
 from muonlab.data.tokenizer import Tokens
-from muonlab.data.tokenizers import ByteTokenizer, about
+from muonlab.data.tokenizers import ByteTokenizer, about, load_tokenizer
 from muonlab.errors import InputError
 
 Document = tuple[str, bytes]  # a name that does not depend on the machine, and the content
@@ -26,36 +27,6 @@ Document = tuple[str, bytes]  # a name that does not depend on the machine, and 
 _SPLIT_BY_DOCUMENT = 20  # with fewer documents than this, validation is the tail of the text instead
 SHARD_VOCABULARY = 2**16  # what a uint16 can say
 _SHARD_SAMPLE = 1 << 20  # bytes of a shard's start and end that go into its hash: whole shards take minutes
-
-
-class DataConfig(BaseModel):
-    """Which text or tokens to train on, and what is held out."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: Literal["stdlib", "text", "jsonl", "bin", "prepared"] = Field(
-        "stdlib",
-        description="stdlib: the .py files of the running Python; text, jsonl: your files; bin: token shards; prepared: "
-        "folders that `muonlab data prepare` made",
-    )
-    files: tuple[str, ...] = Field((), description="paths or globs, relative to the working directory; of prepared data, folders")
-    validation_files: tuple[str, ...] = Field(
-        (), description="held-out files, not trained on even if `files` matches them; default: a fixed split of `files`"
-    )
-    validation_fraction: float = Field(0.05, gt=0, lt=1, description="share held out where no validation_files are named")
-    text_key: str = Field("text", description="jsonl: the key of each row's text")
-
-    @model_validator(mode="after")
-    def _files_fit(self) -> DataConfig:
-        if (self.source == "stdlib") != (not self.files):
-            wanted = "no files for source 'stdlib'" if self.files else f"files for source {self.source!r}"
-            raise ValueError(f"expected {wanted}, got files = {list(self.files)}")
-        if self.source == "stdlib" and self.validation_files:
-            raise ValueError("source 'stdlib' has a fixed split: remove validation_files")
-        if self.source == "prepared" and self.validation_fraction != type(self).model_fields["validation_fraction"].default:
-            raise ValueError("validation_fraction: prepared data is split by `muonlab data prepare --held-out`: remove it")
-        return self
-
 
 Text = list[Tokens] | Documents
 
@@ -74,7 +45,7 @@ class Corpus:
 
 def load(config: DataConfig) -> Corpus:
     """Reads and tokenizes what `config` names. Raises InputError for missing, empty or malformed files."""
-    if config.source == "prepared":
+    if config.source in ("prepared", "rows"):
         return _load_prepared(config)
     if config.source == "bin":
         return _load_shards(config)
@@ -103,7 +74,9 @@ def load(config: DataConfig) -> Corpus:
 def vocab_size(config: DataConfig) -> int:
     """The vocabulary of what `config` names, without reading it: a model has at least so many rows."""
     if config.source == "prepared":
-        return _one_tokenizer([open_prepared(folder) for folder in config.files])["vocab_size"]
+        return _one_tokenizer(folders(config)[0])["vocab_size"]
+    if config.source == "rows":
+        return load_tokenizer(config.tokenizer).vocab_size
     return SHARD_VOCABULARY if config.source == "bin" else tokenizer.VOCAB_SIZE
 
 
@@ -112,19 +85,6 @@ def _paths(config: DataConfig) -> tuple[list[Path], list[Path]]:
     held = expand(config.validation_files)
     chosen = {path.resolve() for path in held}
     return [path for path in expand(config.files) if path.resolve() not in chosen], held
-
-
-def expand(patterns: tuple[str, ...]) -> list[Path]:
-    """The files that paths and globs name, sorted, each once. Raises InputError for a pattern without a file."""
-    found: dict[Path, Path] = {}  # by what a link points to
-    for pattern in patterns:
-        named = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
-        matched = [Path(name) for name in named if Path(name).is_file()]
-        if not matched:
-            raise InputError(f"data: no file matches {pattern!r} (paths are relative to the working directory)")
-        for path in matched:
-            found.setdefault(path.resolve(), path)
-    return sorted(found.values())
 
 
 # -- documents ------------------------------------------------------------------------------------------------------
@@ -265,34 +225,34 @@ def _shard_digest(paths: list[Path]) -> str:
 
 def _load_prepared(config: DataConfig) -> Corpus:
     """Folders one after the other. Held out is what they hold out, or all that the validation folders have."""
-    folders, held = ([open_prepared(folder) for folder in names] for names in (config.files, config.validation_files))
-    named = _one_tokenizer([*folders, *held])
-    shares = {folder.manifest["held_out"] for folder in folders}
+    made, held = folders(config)
+    named = _one_tokenizer([*made, *held])
+    shares = {folder.manifest["held_out"] for folder in made}
     if not held and len(shares) > 1:
         raise InputError(
             f"data: the folders hold out different shares ({', '.join(f'{s:g}' for s in sorted(shares))}), so that what one holds "
             "out another may train on: prepare them with the same --held-out, or name data.validation_files"
         )
-    train = sum((folder.train for folder in folders), Documents([]))
-    validation = sum((folder.validation for folder in folders), Documents([]))
+    train = sum((folder.train for folder in made), Documents([]))
+    validation = sum((folder.validation for folder in made), Documents([]))
     if held:
         validation = sum((part for folder in held for part in (folder.train, folder.validation)), Documents([]))
     provenance = {
-        "source": "prepared",
-        "sha256": hashlib.sha256("/".join(folder.sha256 for folder in (*folders, *held)).encode()).hexdigest(),
+        "source": config.source,
+        "sha256": hashlib.sha256("/".join(folder.sha256 for folder in (*made, *held)).encode()).hexdigest(),
         "sha256_of": "the manifests' SHA-256",
         "split": "by files" if held else "by prompt hash",
         "documents": len(train) + len(validation),
         "train_tokens": int(train.sizes()[:, 0].sum()),
         "validation_tokens": int(validation.sizes()[:, 0].sum()),
         "tokenizer": named,
-        "manifests": [_about_folder(folder) for folder in (*folders, *held)],
+        "manifests": [_about_folder(folder) for folder in (*made, *held)],
     }
-    return Corpus(train, validation, named["vocab_size"], provenance, folders[0].tokenizer_json())
+    return Corpus(train, validation, named["vocab_size"], provenance, made[0].tokenizer_json())
 
 
-def _one_tokenizer(folders: list[Prepared]) -> dict[str, Any]:
-    first, *others = folders
+def _one_tokenizer(made: list[Prepared]) -> dict[str, Any]:
+    first, *others = made
     for other in others:
         if other.manifest["tokenizer"]["sha256"] != first.manifest["tokenizer"]["sha256"]:
             names = (f"{folder.folder} ({folder.manifest['tokenizer']['name']})" for folder in (first, other))

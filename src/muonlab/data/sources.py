@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from muonlab.data.corpus import expand
 from muonlab.data.formats import COMPRESSIONS, FORMATS, DataFile, Numbered, Row, format_of
 from muonlab.data.optional import needed
+from muonlab.data.paths import expand
 from muonlab.errors import InputError, RunError
 
 _HUB_NAME = r"[\w.-]+/[\w.-]+|[\w-]+"  # owner/name, or one of the old names without an owner
@@ -84,8 +84,7 @@ def find_sources(
     for name in names:
         path = Path(name)
         saved = path.is_dir() and any((path / mark).is_file() for mark in _DATASET_MARKS)
-        on_hub = not path.exists() and re.fullmatch(_HUB_NAME, name) and format_of(path) is None and path.suffix not in COMPRESSIONS
-        if saved or on_hub:
+        if saved or on_hub(name):
             found.append(HubDataset(name, subset, split))
             continue
         if subset is not None or split is not None:
@@ -94,6 +93,13 @@ def find_sources(
         paths = _within(path) if path.is_dir() else list(expand((name,)))
         found += [DataFile(file, kind or _known_format(file)) for file in paths]
     return found
+
+
+def on_hub(name: str) -> bool:
+    """Whether it can only be the name of a data set on the hub."""
+    path = Path(name)
+    named = re.fullmatch(_HUB_NAME, name) and format_of(path) is None and path.suffix not in COMPRESSIONS
+    return bool(named) and not path.exists()
 
 
 def _within(folder: Path) -> list[Path]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from muonlab.data import corpus
-from muonlab.data.corpus import Corpus, DataConfig
+from muonlab.data.config import DataConfig
+from muonlab.data.corpus import Corpus
 from muonlab.errors import InputError
 from muonlab.lab.experiment import Experiment, plan_of
 from muonlab.lab.pool import Event, Pool, Task

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from muonlab.errors import InputError
 from muonlab.files import sha256_of, sync_directory
+from muonlab.train.run_folder import RunFolder, best_evaluation
 
 _MANIFEST = "manifest.json"
 
@@ -33,10 +35,11 @@ class Checkpoint:
     progress: dict[str, Any]  # step, seconds, loader position
 
 
-def save(directory: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes `directory`/step-…, then deletes all but the newest `keep`. On OSError nothing is left behind."""
+def save(directory: Path, step: int, checkpoint: Checkpoint, keep: int, also: Callable[[int], bool] = lambda _: False) -> Path:
+    """Writes `directory`/step-…, then deletes all but the newest `keep` and those whose step `also` names. On OSError nothing is
+    left behind."""
     directory.mkdir(exist_ok=True)
-    final = directory / f"step-{step:08d}"
+    final = directory / name_of(step)
     if final.exists():  # this process has just written it; a whole checkpoint is never deleted to be written again
         return final
     building = directory / f".building-{step:08d}"
@@ -59,13 +62,24 @@ def save(directory: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
         shutil.rmtree(building, ignore_errors=True)
         raise
     for old in checkpoints(directory)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        if not also(step_of(old)):
+            shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The optimizer steps that were done when a checkpoint was saved."""
+    return int(path.name.removeprefix("step-"))
 
 
 def checkpoints(directory: Path) -> list[Path]:
     """The checkpoints in `directory`, newest first."""
-    return sorted(directory.glob("step-*"), reverse=True) if directory.is_dir() else []
+    found = [path for path in directory.glob("step-*") if path.name[5:].isdigit()] if directory.is_dir() else []
+    return sorted(found, key=step_of, reverse=True)
 
 
 def discard_after(directory: Path, step: int) -> None:
@@ -73,7 +87,7 @@ def discard_after(directory: Path, step: int) -> None:
     for path in directory.glob(".building-*"):
         shutil.rmtree(path, ignore_errors=True)
     for path in checkpoints(directory):
-        if path.name > f"step-{step:08d}":
+        if step_of(path) > step:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -92,6 +106,33 @@ def load_newest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
     if found:
         raise InputError(f"{directory}: no whole checkpoint is left: {'; '.join(problems)}. Delete the run's folder to redo it.")
     return None, problems
+
+
+def chosen(folder: RunFolder, which: str | int) -> Path:
+    """A whole checkpoint of a run: "last", "best" (that of the lowest validation loss), or that of a step. Raises InputError if
+    there is none such."""
+    found = checkpoints(folder.checkpoints)
+    if not found:
+        raise InputError(f"{folder.path}: has no checkpoint: expected the folder of a run that has saved one")
+    if which == "last":
+        if whole := next((path for path in found if damage(path) is None), None):
+            return whole
+        raise InputError(f"{folder.checkpoints}: no whole checkpoint is left: {found[0].name}: {damage(found[0])}")
+    best = best_evaluation(folder.rows()) if which == "best" else None
+    if which == "best" and best is None:
+        raise InputError(f"{folder.path}: nothing is known to be best: there was no evaluation yet; take `last`")
+    wanted = str(which) if best is None else str(best["step"])
+    there = f"there are {', '.join(str(step_of(path)) for path in reversed(found))}"
+    if not wanted.isdigit():
+        raise InputError(f"{folder.path}: checkpoint: expected last, best or a step, got {which!r}; {there}")
+    path = folder.checkpoints / name_of(int(wanted))
+    if path not in found:
+        why = "" if best is None else f", the best (validation loss {best['val_loss']:.4f})"
+        remedy = "" if best is None else "; train with train.keep_best=true to keep it"
+        raise InputError(f"{folder.path}: has no checkpoint of step {wanted}{why}: {there}{remedy}")
+    if problem := damage(path):
+        raise InputError(f"{path}: damaged ({problem}); {there}")
+    return path
 
 
 def damage(path: Path) -> str | None:

@@ -45,9 +45,10 @@ def _table(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def scaled(settings: Mapping[str, Any], factor: float, defaults: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+def scaled(settings: Mapping[str, Any], factor: float, defaults: Mapping[str, Mapping[str, int | None]]) -> dict[str, Any]:
     """`settings` with every step count multiplied, rounded, and at least 1 (no warm-up stays none). defaults: table -> key ->
-    what counts where nothing is said; they name the keys. What is no number stays, for the recipe to complain about."""
+    what counts where nothing is said (None: nothing); they name the keys. What is no number stays, for the recipe to complain
+    about."""
     changed = dict(settings)
     for table, keys in defaults.items():
         if not isinstance(settings.get(table, {}), Mapping):

@@ -24,8 +24,8 @@ from pydantic import (
 )
 from torch import nn
 
-from muonlab.data.corpus import DataConfig
-from muonlab.models.family import ModelConfig, families
+from muonlab.data.config import DataConfig
+from muonlab.models.family import ModelConfig, extra, families
 from muonlab.models.gpt import GPTConfig
 from muonlab.names import choose, did_you_mean
 from muonlab.optim import Optimizer, optimizer
@@ -173,6 +173,8 @@ class TrainConfig(BaseModel):
     log_every: PositiveInt = Field(10, description="optimizer steps between logged training losses")
     checkpoint_every: PositiveInt = Field(500, description="optimizer steps between checkpoints; the last step always has one")
     keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints that are kept: one more than is needed")
+    keep_best: bool = extra(False, description="also keep that of the lowest validation loss; each new lowest is saved at once")
+    keep_every: PositiveInt | None = extra(None, description="also save every so many optimizer steps, and keep all of these")
 
     @model_validator(mode="after")
     def _accumulation_fits(self) -> TrainConfig:
@@ -193,7 +195,9 @@ else:
 
 
 _STEP_COUNTS = {  # what scale_steps multiplies, with the defaults
-    "train": {k: TrainConfig.model_fields[k].default for k in ("steps", "eval_every", "log_every", "checkpoint_every")},
+    "train": {
+        k: TrainConfig.model_fields[k].default for k in ("steps", "eval_every", "log_every", "checkpoint_every", "keep_every")
+    },
     "schedule": {"warmup_steps": ScheduleConfig.model_fields["warmup_steps"].default},
 }
 
@@ -220,7 +224,7 @@ class Recipe(BaseModel):
         strict=True,
         allow_inf_nan=False,
         exclude=True,
-        description="factor on all step counts: train.steps, eval_every, log_every, checkpoint_every and schedule.warmup_steps",
+        description="factor on all step counts: train.steps, eval_every, log_every, ..., and schedule.warmup_steps",
     )
     model: AnyModel = Field(default_factory=GPTConfig)  # pyright: ignore[reportArgumentType]
     data: DataConfig = Field(default_factory=DataConfig)  # pyright: ignore[reportArgumentType]

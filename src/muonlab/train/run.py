@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from muonlab.train import checkpoint as checkpoints
 from muonlab.train.memory import keep_freed_memory
 from muonlab.train.provenance import provenance
 from muonlab.train.recipe import Recipe
-from muonlab.train.run_folder import RunFolder, write_json
+from muonlab.train.run_folder import RunFolder, best_evaluation, write_json
 from muonlab.train.settings import flat
 from muonlab.train.signals import StopRequest, stop_requests
+from muonlab.train.tracking import Tracking, check_trackers
 from muonlab.train.trainer import Machine, Trainer, choose_machine
 
 
@@ -48,17 +49,21 @@ def train(
     threads: int | None = None,
     bf16_fast: bool | None = None,
     resume: bool = False,
+    trackers: Sequence[str] = (),
     on_progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Trains in the folder `out` and returns the content of its result.json.
 
     With `resume` a folder's unfinished run goes on exactly where its newest whole checkpoint is (bit for bit on the same CPU), a
-    finished one returns its result, and an empty folder starts. Raises InputError for bad input, Interrupted after SIGINT or
-    SIGTERM (everything saved), RunError where the folder cannot be written any more, or a
-    gradient is not finite and `nonfinite` is "raise".
+    finished one returns its result, and an empty folder starts. trackers: names of tracking.TRACKERS that get the rows, beside
+    those that the run has from before.
+
+    Raises InputError for bad input, Interrupted after SIGINT or SIGTERM (everything saved), RunError where the folder cannot be
+    written any more, or a gradient is not finite and `nonfinite` is "raise".
     """
     folder = RunFolder(out)
+    check_trackers(trackers)
     known = _check(folder, recipe, seed, resume)
     if known is not None and (result := folder.result()) is not None:
         say(f"{out}: already {result['status']}")
@@ -79,7 +84,7 @@ def train(
                 if trainer.tokenizer is not None:
                     write_atomically(folder.path / "tokenizer.json", trainer.tokenizer)
                 write_json(folder.run_file, _describe(recipe, seed, trainer))
-            return _Session(trainer, folder, request, on_progress, say).run()
+            return _Session(trainer, folder, request, trackers, on_progress, say).run()
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             saved = checkpoints.checkpoints(folder.checkpoints)
@@ -97,23 +102,31 @@ class _Session:
     trainer: Trainer
     folder: RunFolder
     request: StopRequest
+    trackers: Sequence[str]
     on_progress: Callable[[Progress], None]
     say: Callable[[str], None]
     seconds: float = 0.0  # of training, all sessions together; evaluation and checkpoints not counted
     rows: int = 0  # in metrics.jsonl
     train_loss: float | None = None
     val_loss: float | None = None
+    best_loss: float = math.inf  # of the evaluations so far, and the step of the first that had it
+    best_step: int | None = None
 
     def run(self) -> dict[str, Any]:
-        trainer, settings = self.trainer, self.trainer.recipe.train
         self._restore()
+        about = flat({**self.trainer.recipe.canonical(), "seed": self.trainer.seed})
+        with Tracking(self.folder, self.trackers, about, self.trainer.step, self.say) as self.tracking:
+            return self._train()
+
+    def _train(self) -> dict[str, Any]:
+        trainer, settings = self.trainer, self.trainer.recipe.train
         began, first_step = time.perf_counter(), trainer.step
         while trainer.step < settings.steps:
             start = time.perf_counter()
             loss = trainer.train_step()
             last = trainer.step == settings.steps
             evaluate = last or trainer.step % settings.eval_every == 0
-            save = last or trainer.step % settings.checkpoint_every == 0
+            save = last or trainer.step % settings.checkpoint_every == 0 or self._kept_for_good(trainer.step)
             # a checkpoint must be known to be finite, and an evaluation must not be charged for the step before it
             look = evaluate or save or trainer.step % settings.log_every == 0
             if look:
@@ -121,7 +134,7 @@ class _Session:
             self.seconds += time.perf_counter() - start
             if look and not self._record(evaluate):
                 return self._finish("diverged")
-            if save:
+            if save or (settings.keep_best and self.best_step == trainer.step):
                 self._checkpoint()
             if look:
                 done = trainer.step - first_step
@@ -141,6 +154,8 @@ class _Session:
             self.say(f"{problem}: using step-{self.trainer.step:08d} instead")
         checkpoints.discard_after(self.folder.checkpoints, self.trainer.step)
         self.rows = self.folder.keep_rows(self.trainer.step)
+        if best := best_evaluation(self.folder.rows()):
+            self.best_loss, self.best_step = best["val_loss"], best["step"]
         if saved is not None:
             lost = saved.progress["rows"] - self.rows
             if lost:
@@ -155,10 +170,14 @@ class _Session:
         row |= {"train_loss": self.train_loss, "lr": trainer.lr, **self._skipped()}
         if evaluate:
             self.val_loss = row["val_loss"] = trainer.evaluate()
+            if self.val_loss < self.best_loss:
+                self.best_loss, self.best_step = self.val_loss, trainer.step
         broken = [key for key in ("train_loss", "val_loss") if not math.isfinite(row.get(key) or 0.0)]
         for key in broken:
             row[key] = None  # JSON has no NaN
-        self.folder.append_row(row | ({"diverged": True} if broken else {}))
+        row |= {"diverged": True} if broken else {}
+        self.folder.append_row(row)
+        self.tracking.log(row)
         self.rows += 1
         return not broken
 
@@ -170,7 +189,16 @@ class _Session:
     def _checkpoint(self) -> None:
         self.folder.sync_rows()
         state = self.trainer.checkpoint({"seconds": self.seconds, "rows": self.rows})
-        checkpoints.save(self.folder.checkpoints, self.trainer.step, state, self.trainer.recipe.train.keep_checkpoints)
+        settings = self.trainer.recipe.train
+        checkpoints.save(self.folder.checkpoints, self.trainer.step, state, settings.keep_checkpoints, self._kept)
+
+    def _kept(self, step: int) -> bool:
+        """Whether a checkpoint stays, however old it is."""
+        return self._kept_for_good(step) or (self.trainer.recipe.train.keep_best and step == self.best_step)
+
+    def _kept_for_good(self, step: int) -> bool:
+        every = self.trainer.recipe.train.keep_every
+        return every is not None and step % every == 0
 
     def _stop(self, signum: int) -> None:
         self._checkpoint()

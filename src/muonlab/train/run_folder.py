@@ -96,6 +96,11 @@ class RunFolder:
             yield
 
 
+def best_evaluation(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first row with the lowest validation loss, None if there was no evaluation."""
+    return min((row for row in rows if row.get("val_loss") is not None), key=lambda row: row["val_loss"], default=None)
+
+
 def format_row(row: dict[str, Any]) -> str:
     text = json.dumps(row)
     return f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n'

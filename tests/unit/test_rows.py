@@ -1,0 +1,110 @@
+"""Rows named in a recipe: prepared into the cache once, again when they change, and trained on as a prepared folder is."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from muonlab.data import corpus
+from muonlab.data.config import DataConfig
+from muonlab.data.folders import cache, folders
+from muonlab.data.prepare import Plan, prepare
+from muonlab.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def write(n, name="rows.jsonl"):
+    Path(name).write_text("".join(json.dumps({"q": f"{i} + 1?", "a": str(i + 1)}) + "\n" for i in range(n)))
+
+
+def rows(**keys):
+    return DataConfig(source="rows", files=("rows.jsonl",), **{"columns": ("q", "a"), "validation_fraction": 0.2, **keys})
+
+
+def test_rows_are_what_the_command_prepares():
+    write(60)
+    found, prepared = corpus.load(rows()), prepare(Plan(["rows.jsonl"], columns=("q", "a"), held_out=0.2), "made")
+    assert found.provenance["manifests"][0]["sha256"] == prepared.sha256
+    assert found.provenance["source"] == "rows"
+    assert found.provenance["split"] == "by prompt hash"
+    assert [found.train.tokens(i).tolist() for i in range(len(found.train))] == [
+        prepared.train.tokens(i).tolist() for i in range(len(prepared.train))
+    ]
+    assert found.tokenizer == prepared.tokenizer_json()
+    assert corpus.vocab_size(rows()) == 257
+
+
+def test_they_are_prepared_once_and_again_when_they_change():
+    write(60)
+    said: list[str] = []
+    first = folders(rows(), say=said.append)[0][0]
+    assert len(said) == 1
+    assert "preparing rows.jsonl" in said[0]
+    assert folders(rows(), say=said.append)[0][0].sha256 == first.sha256
+    assert len(said) == 1
+    assert folders(rows(limit=30), say=said.append)[0][0].manifest["rows"] == 30
+    write(61)
+    assert folders(rows(), say=said.append)[0][0].manifest["rows"] == 61
+    assert len(said) == 3
+    assert len(list(cache().iterdir())) == 3
+
+
+def test_a_tokenizer_file_that_changes_prepares_anew():
+    from muonlab.data.tokenizers import train_bpe
+
+    write(60)
+    train_bpe(["1 + 1? 2"] * 9, 260).save(Path("tok.json"))
+    first = folders(rows(tokenizer="tok.json"))[0][0]
+    train_bpe(["3 + 3? 6"] * 9, 262).save(Path("tok.json"))
+    assert folders(rows(tokenizer="tok.json"))[0][0].manifest["tokenizer"] != first.manifest["tokenizer"]
+
+
+def test_what_is_prepared_of_the_hub_needs_no_connection(monkeypatch):
+    """The data set's rows come from a file here; its name could only be one on the hub."""
+    from muonlab.data import folders as module
+    from muonlab.data.sources import find_sources
+
+    write(40)
+    asked = []
+
+    def stand_in(names, **options):
+        asked.append(list(names))
+        return find_sources(["rows.jsonl" for _ in names])
+
+    monkeypatch.setattr("muonlab.data.prepare.find_sources", stand_in)
+    config = rows().model_copy(update={"files": ("owner/sums",), "split": "train"})
+    made = module.folders(config)[0][0]
+    monkeypatch.setattr("muonlab.data.prepare.find_sources", lambda *_, **__: pytest.fail("asked again"))
+    assert module.folders(config)[0][0].sha256 == made.sha256
+    assert asked == [["owner/sums"]]
+
+
+def test_held_out_files_are_held_out_whole():
+    write(60)
+    write(7, "held.jsonl")
+    found = corpus.load(rows(validation_files=("held.jsonl",), validation_fraction=0.05))
+    assert (len(found.train), len(found.validation)) == (60, 7)
+
+
+def test_a_missing_column_is_named_and_nothing_is_left(tmp_path):
+    write(60)
+    with pytest.raises(InputError, match="expected a column 'question'; there are: q, a"):
+        corpus.load(rows(columns=("question", "a")))
+    assert not cache().exists() or not os.listdir(cache())
+
+
+def test_keys_of_rows_are_refused_elsewhere_and_leave_no_trace_when_off():
+    with pytest.raises(ValidationError, match="columns, split: of source 'rows' alone, got source 'text'"):
+        DataConfig(source="text", files=("a.txt",), columns=("q",), split="train")
+    assert set(DataConfig().model_dump(mode="json")) == {
+        "source", "files", "validation_files", "validation_fraction", "text_key",
+    }  # fmt: skip
