@@ -131,6 +131,18 @@ def test_pads_never_reach_a_state(family, variant):
 
 @every_model
 @torch.no_grad()
+def test_a_row_may_end_beside_one_that_begins(family, variant):
+    model, text = build(family, variant), some_tokens(2, CONTEXT)
+    _, states = model.extend(text[:, :38], None, torch.tensor([38, 1]))
+    new = torch.stack([text[0].roll(-38), text[1].roll(-1)])[:, :30]
+    logits, _ = model.extend(new, states, torch.tensor([2, 30]))
+    wanted = model(text)
+    close(logits[0, :2], wanted[0, 38:])
+    close(logits[1], wanted[1, 1:31])
+
+
+@every_model
+@torch.no_grad()
 def test_samples_of_one_prompt_share_nothing(family, variant):
     model, prompt, answers = build(family, variant), some_tokens(2, 7), some_tokens(5, 20, seed=2)
     _, states = model.extend(prompt)

@@ -76,6 +76,16 @@ def test_a_single_token_is_mambas_step():
     assert all(torch.equal(a, b) for left, right in zip(after, wanted, strict=True) for a, b in zip(left, right, strict=True))
 
 
+def test_pads_leave_nothing_in_mambas_state():
+    _, states = build(MambaConfig(layers=2, width=32, ssm_head_width=16, ssm_state=8)).extend(
+        tokens(2, 5), None, torch.tensor([0, 2])
+    )
+    for conv, ssm in states:
+        assert not conv[0].any()
+        assert not ssm[0].any()
+        assert ssm[1].any()
+
+
 def test_without_attention_there_is_no_longest_text():
     for config in (
         MambaConfig(layers=1, width=32, ssm_head_width=16, ssm_state=8, context=8),
