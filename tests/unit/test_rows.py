@@ -137,3 +137,20 @@ def test_their_splits_share_no_question_and_a_file_of_that_name_goes_first():
     Path("arithmetic-words").mkdir()
     Path("arithmetic-words/a.jsonl").write_text('{"text": "a"}\n')
     assert find_sources(["arithmetic-words"])[0].name != "arithmetic-words"
+
+
+def test_runs_that_begin_together_prepare_once():
+    """The second waits for the first, and finds what it made."""
+    import threading
+
+    write(3000)
+    said: list[list[str]] = [[], [], []]
+    made: list[str] = []
+    threads = [threading.Thread(target=lambda s=s: made.append(folders(rows(), say=s.append)[0][0].sha256)) for s in said]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 3
+    assert len(set(made)) == 1
+    assert len(list(cache().iterdir())) == 1
