@@ -136,6 +136,7 @@ def test_an_interrupted_start_leaves_no_process(workdir):
     process.communicate()  # ends when nobody holds the pipe any more
     assert process.returncode == 130
     assert not Path(f"/proc/{child}").exists()
+    assert not Path("runs/x").exists()
 
 
 def test_a_killed_start_is_told(workdir):

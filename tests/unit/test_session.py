@@ -152,10 +152,7 @@ def test_looking_at_a_run_never_keeps_it_from_starting(folder):
 
 
 def test_stop_reaches_a_run_of_whatever_process(workdir):
-    """Also one that has not begun to train yet and clears the folder; a note that nobody answered is for no later process."""
     recipe = load_recipe("tiny.toml", ["train.steps=100000"])
-    RunFolder("run").path.mkdir()
-    RunFolder("run").stop_file.touch()
     asked = []
 
     def ask():
@@ -174,6 +171,12 @@ def test_stop_reaches_a_run_of_whatever_process(workdir):
     assert standing("run").state == "stopped"
     assert standing("run").step == RunFolder("run").rows()[-1]["step"] >= 1
     assert stop("run", timeout=1) is False
+
+
+def test_a_note_that_nobody_answered_is_for_no_later_process(workdir):
+    RunFolder("run").path.mkdir()
+    RunFolder("run").stop_file.touch()
+    assert train(load_recipe("tiny.toml", ["train.steps=3"]), 0, "run", device="cpu", threads=1)["status"] == "finished"
 
 
 def test_a_run_that_does_not_stop_in_time_is_told(folder):
