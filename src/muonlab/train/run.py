@@ -18,6 +18,7 @@ from muonlab.errors import InputError, Interrupted, RunError
 from muonlab.files import write_atomically
 from muonlab.models.counting import size_of
 from muonlab.train import checkpoint as checkpoints
+from muonlab.train.batch_size import fitted, out_of_memory
 from muonlab.train.memory import keep_freed_memory
 from muonlab.train.provenance import provenance
 from muonlab.train.recipe import Recipe
@@ -51,6 +52,7 @@ def train(
     bf16_fast: bool | None = None,
     resume: bool = False,
     trackers: Sequence[str] = (),
+    memory_limit: int | None = None,
     on_begin: Callable[[], None] = lambda: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
@@ -59,8 +61,8 @@ def train(
 
     With `resume` a folder's unfinished run goes on exactly where its newest whole checkpoint is (bit for bit on the same CPU), a
     finished one returns its result, and an empty folder starts. trackers: names of tracking.TRACKERS that get the rows, beside
-    those that the run has from before. on_begin is called when all is ready for the first step: the input is good, and the folder
-    is this process's own.
+    those that the run has from before. memory_limit: bytes, for train.accumulate = "auto" (batch_size.fitted). on_begin is called
+    when all is ready for the first step: the input is good, and the folder is this process's own.
 
     Raises InputError for bad input, Interrupted after SIGINT or SIGTERM or when the folder's stop file asks for it (everything
     saved), RunError where the folder cannot be written any more, or a gradient is not finite and `nonfinite` is "raise".
@@ -72,6 +74,7 @@ def train(
         say(f"{out}: already {result['status']}")
         return result
     machine = _machine(known, recipe, device, threads, bf16_fast, say)
+    machine = fitted(machine, recipe, seed, memory_limit=memory_limit, say=say)
     if machine.device == "cpu":
         keep_freed_memory()
     trainer = Trainer(recipe, seed, machine)
@@ -86,6 +89,7 @@ def train(
             if known is None:
                 if trainer.tokenizer is not None:
                     write_atomically(folder.path / "tokenizer.json", trainer.tokenizer)
+                write_atomically(folder.path / "recipe.toml", recipe.to_toml())
                 write_json(folder.run_file, _describe(recipe, seed, trainer))
             whole = _Session(trainer, folder, request, trackers, on_progress, say)
             whole.restore()
@@ -100,6 +104,11 @@ def train(
             raise RunError(f"{out}: stopped at step {trainer.step}: {reason}; {kept}. {remedy}") from None
         except FloatingPointError as error:  # optimizer.nonfinite = "raise"
             raise RunError(f"{out}: stopped at step {trainer.step}: {error}") from None
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            remedy = "split batches further in a new run: --vram-auto (with a lower --memory-limit), or a larger train.accumulate"
+            raise RunError(f"{out}: stopped at step {trainer.step}: out of memory on {machine.device}; {remedy}") from None
 
 
 @dataclass
@@ -268,7 +277,10 @@ def _machine(
     now = choose_machine(recipe, device or before.device, threads or before.threads, before.bf16_fast)
     if (now.device, now.threads) != (before.device, before.threads):
         say(f"began on {before.device} with {before.threads} threads, goes on with {now.device} and {now.threads}: not bit for bit")
-    return replace(now, precision=before.precision)
+    same = (
+        now.device.partition(":")[0] == before.device.partition(":")[0]
+    )  # what fits is another question on another kind of device
+    return replace(now, precision=before.precision, accumulate=before.accumulate if same else None)
 
 
 def _describe(recipe: Recipe, seed: int, trainer: Trainer) -> dict[str, Any]:
@@ -277,7 +289,7 @@ def _describe(recipe: Recipe, seed: int, trainer: Trainer) -> dict[str, Any]:
         "id": recipe.run_id(seed),
         "seed": seed,
         "recipe": recipe.canonical(),
-        "machine": asdict(trainer.machine),
+        "machine": {key: value for key, value in asdict(trainer.machine).items() if value is not None},
         "model": asdict(size_of(recipe.model, trainer.model.vocab_size)),
         "data": trainer.data,
         "provenance": provenance(torch.device(trainer.machine.device)),

@@ -1,6 +1,7 @@
 """The folder of a run, the only truth about it:
 
     tokenizer.json  what the tokens mean; not of token shards, which do not tell
+    recipe.toml     the recipe as a file, for people; what counts is run.json's
     run.json        recipe, seed, id, provenance: written once, before the first step
     metrics.jsonl   one row a line, each with a checksum of its own; a resume drops rows after its checkpoint
     checkpoints/    see checkpoint.py
