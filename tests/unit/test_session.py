@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -47,6 +49,21 @@ def leave_by(error, folder):
     with folder.lock(), session(folder) as begin:
         begin(3)
         raise error
+
+
+def test_a_killed_process_is_told_from_one_that_works(folder):
+    program = (
+        "import sys, time; from muonlab.train.run_folder import RunFolder; from muonlab.train.session import session\n"
+        "folder = RunFolder(sys.argv[1])\n"
+        "with folder.lock(), session(folder) as begin: begin(0); print('begun', flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, folder.path], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"begun\n"
+    assert (standing(folder.path).state, standing(folder.path).pid) == ("running", process.pid)
+    process.kill()
+    process.communicate()
+    now = standing(folder.path)
+    assert (now.state, now.pid, now.reason) == ("crashed", None, "its process was killed, or its machine went down")
 
 
 @pytest.mark.parametrize(
