@@ -70,7 +70,7 @@ def prepare(
     if not sources:
         raise InputError("muonlab data prepare: expected files, a folder or a data set's name, got none")
     plan = Plan(
-        sources=sources, columns=_names(columns), template=_template(template), mask=mask, tokenizer=tokenizer, kind=kind,
+        sources=sources, columns=_names(columns), template=template_text(template), mask=mask, tokenizer=tokenizer, kind=kind,
         subset=subset, split=split, limit=limit, dedupe=dedupe, skip_bad=skip_bad, held_out=held_out,
     )  # fmt: skip
     with PrepareDisplay(out.name) as display:
@@ -153,7 +153,7 @@ def _names(columns: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in columns.split(",") if name.strip())
 
 
-def _template(given: str | None) -> str | None:
+def template_text(given: str | None) -> str | None:
     """A template, or the content of the file that it names."""
     if given is None or "\n" in given or "{" in given or not Path(given).is_file():
         return given

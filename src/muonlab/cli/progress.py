@@ -258,3 +258,30 @@ class PrepareDisplay:
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
+
+
+class EvaluationDisplay:
+    """A bar for an evaluation."""
+
+    def __init__(self, name: str) -> None:
+        self.console = Log()
+        self.began = self.last_line = time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task(name, total=1, note="starting")
+
+    def __enter__(self) -> EvaluationDisplay:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def update(self, share: float, note: str) -> None:
+        """share: of the work that is done, above 0."""
+        left = (time.monotonic() - self.began) * (1 / share - 1)
+        note = f"{note}  {duration(left)} left"
+        self.bar.update(self.task, completed=share, note=note)
+        if not self.console.is_terminal and time.monotonic() - self.last_line > _PLAIN_EVERY:
+            self.last_line = time.monotonic()
+            self.console.print(note, markup=False)

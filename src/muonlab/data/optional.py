@@ -1,4 +1,4 @@
-"""Packages of the extra `hf`: not needed to import muonlab, named where they are missed."""
+"""Packages of extras: not needed to import muonlab, named where they are missed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from muonlab.errors import InputError
 
 
-def needed(package: str, for_what: str) -> Any:
+def needed(package: str, for_what: str, *, extra: str = "hf") -> Any:
     """The package. Raises InputError, with the command that installs it, where it is not there."""
     try:
         return importlib.import_module(package)
     except ImportError:
         top = package.partition(".")[0]
-        raise InputError(f'{for_what}: needs the package {top}, which is not installed: pip install "muonlab[hf]"') from None
+        raise InputError(f'{for_what}: needs the package {top}, which is not installed: pip install "muonlab[{extra}]"') from None

@@ -25,12 +25,13 @@ class Averaged(Model):
         if len(models) < 2 or len(set(sizes)) > 1:
             raise InputError(f"ensemble: expected at least two models with one vocabulary, got vocabularies of {sizes} tokens")
         self.models, self.vocab_size = nn.ModuleList(models), sizes[0]
+        self.longest = min((model.longest for model in models if model.longest is not None), default=None)
 
-    def forward(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, vocab)
-        return torch.stack([model(tokens) for model in self.models]).mean(0)
+    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:  # (B, T) -> (B, T, vocab)
+        return torch.stack([model(tokens, documents) for model in self.models]).mean(0)
 
-    def extend(self, tokens: Tensor, states: list[Any] | None = None) -> tuple[Tensor, list[Any]]:
-        """Logits (B, T, vocab) for tokens (B, T) that follow those of `states` (None: nothing), and the models' new states."""
+    def extend(self, tokens: Tensor, states: list[Any] | None = None, lengths: Tensor | None = None) -> tuple[Tensor, list[Any]]:
+        """See Model.extend. states: those of each model."""
         each: list[Any] = list(self.models)
-        found = [model.extend(tokens, None if states is None else states[i]) for i, model in enumerate(each)]
+        found = [model.extend(tokens, None if states is None else states[i], lengths) for i, model in enumerate(each)]
         return torch.stack([logits for logits, _ in found]).mean(0), [state for _, state in found]

@@ -19,7 +19,7 @@ COLUMNS = ("question", "answer")
 ZERO_SHOT = Template(COLUMNS).prompt  # what `muonlab data prepare --columns question,answer` trains on
 FEW_SHOT_STOPS = ("Question:", "</s>", "<|im_end|>")  # lm-eval's, gsm8k.yaml
 
-_PROBLEMS_AT_A_TIME = 64  # between two calls of on_progress
+Prompt = Callable[[Mapping[str, str]], str]  # a row -> what the model is given
 
 
 class Generator(Protocol):
@@ -69,9 +69,7 @@ def read_problems(names: Sequence[str], *, subset: str | None = None, split: str
     return list(problems.values())
 
 
-def few_shot(
-    examples: Sequence[Problem], tested: Sequence[Problem], k: int, *, seed: int = 0
-) -> Callable[[Mapping[str, str]], str]:
+def few_shot(examples: Sequence[Problem], tested: Sequence[Problem], k: int, *, seed: int = 0) -> Prompt:
     """lm-eval's prompt: k examples, the same for every problem, then the question. Examples are never problems that are tested.
 
     Raises InputError where there are fewer than k.
@@ -158,28 +156,31 @@ def evaluate(
     problems: Sequence[Problem],
     models: Mapping[str, Generator],
     *,
-    prompt: Callable[[Mapping[str, str]], str] = ZERO_SHOT,
+    prompt: Prompt | Mapping[str, Prompt] = ZERO_SHOT,
     sampling: Sampling | None = None,
     rule: str = "official",
+    at_a_time: int = 64,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> list[Result]:
     """Every model answers every problem `sampling.samples` times; all of these answers vote, the first model's first.
 
-    on_progress: is told how many problems are done.
+    prompt: for all models, or for each by its name. A sample's seed depends on the model's place and the sample's number: which of
+    the problems go together, `at_a_time`, is not for the answers to depend on. on_progress: is told how many problems are done.
     """
     how, results = sampling or Sampling(), []
-    for start in range(0, len(problems), _PROBLEMS_AT_A_TIME):
-        some = problems[start : start + _PROBLEMS_AT_A_TIME]
-        prompts = [prompt(problem.row) for problem in some]
+    for start in range(0, len(problems), at_a_time):
+        some = problems[start : start + at_a_time]
         said: list[list[Sample]] = [[] for _ in some]
-        for name, model in models.items():
+        for place, (name, model) in enumerate(models.items()):
+            ask = prompt[name] if isinstance(prompt, Mapping) else prompt
+            prompts = [ask(problem.row) for problem in some]
             for i in range(how.samples):
                 texts = model.generate(
                     prompts,
                     max_tokens=how.max_tokens,
                     temperature=how.temperature,
                     top_p=how.top_p,
-                    seed=stream_seed(how.seed, "samples", name, i, start),
+                    seed=stream_seed(how.seed, "samples", place, i),
                     stop=how.stop,
                 )
                 for samples, text in zip(said, texts, strict=True):

@@ -1,0 +1,103 @@
+"""`muonlab generate`: what a trained run writes after a prompt. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from muonlab.cli.app import Device, Json, app, positive, say, show
+from muonlab.errors import InputError
+
+if TYPE_CHECKING:
+    from muonlab.evaluate.generation import Completion, TextGenerator
+    from muonlab.evaluate.loading import LoadedRun
+
+Checkpoint = Annotated[str, Parameter(help="last, best (of the lowest validation loss, with train.keep_best), or a step")]
+OwnTokenizer = Annotated[
+    str | None, Parameter(name="--tokenizer", help="for runs on token shards, which do not say what their tokens mean")
+]
+Threads = Annotated[int | None, Parameter(help="CPU threads; default: all cores")]
+TemplateText = Annotated[
+    str | None, Parameter(name="--template", help="a Jinja template of the prompt, or a file with one; default: the run's own")
+]
+Stop = Annotated[list[str] | None, Parameter(name="--stop", negative=(), help="a text that ends what is written; may be repeated")]
+
+
+@app.command
+def generate(
+    run: Path,
+    *,
+    prompt: Annotated[list[str] | None, Parameter(negative=(), help="what to begin with; may be repeated")] = None,
+    max_tokens: int = 200,
+    temperature: Annotated[float, Parameter(help="0: the likeliest token each time")] = 0.8,
+    top_p: Annotated[float, Parameter(help="choose among the likeliest tokens that have this probability together")] = 1.0,
+    seed: int = 0,
+    stop: Stop = None,
+    template: TemplateText = None,
+    checkpoint: Checkpoint = "last",
+    tokenizer: OwnTokenizer = None,
+    device: Device = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Write what follows a prompt, as it comes; after several prompts, all of them at once.
+
+    A run that was trained on prompts and answers gets the prompt in its own template: `--template '{{ prompt }}'` gives it as
+    it stands. Without a prompt a new document begins.
+
+    Parameters
+    ----------
+    run:
+        Folder of a run.
+    """
+    from muonlab.cli.data import template_text
+    from muonlab.evaluate.generation import TextGenerator
+    from muonlab.evaluate.gsm8k import Sampling
+    from muonlab.evaluate.loading import load_run
+    from muonlab.evaluate.prompts import asked_by, own_template
+
+    positive("--threads", threads)
+    how = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stop or ()))
+    loaded = load_run(run, device, checkpoint=checkpoint, tokenizer=tokenizer, threads=threads)
+    used = own_template(loaded, template_text(template)) if prompt else None
+    prompts = list(map(asked_by(used), prompt)) if used and prompt else (prompt or [""])
+    writer = TextGenerator.of(loaded)
+    arguments: dict[str, Any] = {key: getattr(how, key) for key in ("max_tokens", "temperature", "top_p", "seed", "stop")}
+    if len(prompts) == 1 and not json:
+        done = [writer.stream(prompts[0], _write, **arguments)]
+        print(flush=True)
+    else:
+        done = writer.complete(prompts, **arguments)
+    _none_too_long(prompts, done, loaded)
+    if json or len(prompts) > 1:
+        shown = [{"prompt": text, **vars(completion)} for text, completion in zip(prompts, done, strict=True)]
+        found = {"run": str(run), "step": loaded.step, "completions": shown, "tokens_per_second": writer.work.tokens_per_second}
+        show(found, json, lambda: "\n\n".join(f"==> {text.strip()} <==\n{one.text}" for text, one in zip(prompts, done)))
+    for line in _told(writer, loaded):
+        say(line)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _none_too_long(prompts: list[str], done: list[Completion], run: LoadedRun) -> None:
+    for text, completion in zip(prompts, done, strict=True):
+        if completion.reason == "context" and completion.tokens == 0:
+            count = len(run.tokenizer.encode(text))
+            raise InputError(
+                f"--prompt: expected at most {run.model.longest} tokens, the model's context, got {count}: {text[:60]!r}"
+            )
+
+
+def _told(writer: TextGenerator, run: LoadedRun) -> list[str]:
+    work = writer.work
+    lines = [f"step {run.step}: {work.tokens:,} tokens in {work.seconds:.1f} s, {work.tokens_per_second:,.0f} tokens/s"]
+    if full := work.reasons["context"]:
+        which = "the text ends" if work.prompts == 1 else f"{full} of {work.prompts} texts end"
+        lines.append(f"{which} where the model's context of {run.model.longest} tokens is full")
+    return lines
