@@ -105,9 +105,10 @@ def test_the_harness_gets_texts(harness, run):
     assert len(texts[0]) <= 12
     assert "t" not in texts[1]
     before = harness.truncated
-    long = harness.generate_until(asked(("the gradient is the polar factor of the step " * 3, greedy)))
+    text = "the gradient is the polar factor of the step " * 3
+    (found,) = harness.generate_until(asked((text, greedy)))
     assert harness.truncated == before + 1
-    assert len(long[0]) > 0
+    assert [found] == harness.writer.generate([text[-20:]], max_tokens=12, stop=("gradient",)), "with room for 12 of 32 tokens"
 
 
 TASKS = {
