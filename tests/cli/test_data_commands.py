@@ -297,3 +297,41 @@ def test_an_interrupt_is_gone_on_from(muonlab, monkeypatch):
     assert code == 0
     assert "goes on after row 15" in err
     assert sums("parts") == sums("whole")
+
+
+def test_a_line_trains_on_rows_and_writes_the_recipe_that_does_the_same(muonlab, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rows = [{"instruction": f"{i} + 1?", "output": str(i + 1)} for i in range(200)]
+    Path("sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe, small = ROOT / "recipes/toy.toml", ("--scale-steps", "0.01", "--threads", "1")
+    for setting in ("model.context=64", "train.eval_tokens=128", "train.batch=2"):
+        small += ("--set", setting)
+    line = ("train", recipe, "--dataset", "sums.jsonl", "--columns", "instruction,output", *small)
+    code, _, err = muonlab(*line, "--out", "a")
+    assert code == 0, err
+    assert "preparing sums.jsonl" in err
+    code, _, err = muonlab("train", "a/recipe.toml", "--threads", "1", "--out", "b")
+    assert code == 0, err
+    assert "preparing" not in err
+    first, second = (json.loads(Path(name, "result.json").read_text()) for name in "ab")
+    assert first["weights_sha256"] == second["weights_sha256"]
+    assert json.loads(Path("a/run.json").read_text())["data"]["manifests"][0]["columns"] == ["instruction", "output"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--dataset", "nowhere.jsonl"), "no file matches 'nowhere.jsonl'"),
+        (("--dataset", QUESTIONS, "--columns", "question,answre"), "expected a column 'answre'; there are: question, answer"),
+        (("--dataset", QUESTIONS, "--split", "train"), "is a file or a folder of files, and has none"),
+        (("--columns", "a,b"), "columns: of source 'rows' alone, got source 'stdlib'"),
+        (("--dataset", QUESTIONS, "--set", "data.source=text"), "--set data.source: it is given by a flag, too"),
+    ],
+)
+def test_rows_that_cannot_be_had_are_said_and_no_run_begins(muonlab, monkeypatch, tmp_path, flags, message):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code, _, err = muonlab("train", ROOT / "recipes/toy.toml", *flags, "--out", "run")
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert not Path("run").exists()
+    assert not Path("cache").exists()

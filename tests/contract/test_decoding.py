@@ -113,17 +113,32 @@ def test_rows_of_different_length_live_in_one_batch(family, variant):
 @every_model
 @torch.no_grad()
 def test_pads_never_reach_a_state(family, variant):
-    model, lengths = build(family, variant), torch.tensor([5, 0, 2])
-    _, before = model.extend(some_tokens(3, 6))
+    model, lengths = build(family, variant), torch.tensor([3, 0, 2])
+    old, new = some_tokens(3, 6), some_tokens(3, 9, seed=3)
+    _, before = model.extend(old)
     states = []
     for pads in (0, VOCABULARY - 1):
-        tokens = some_tokens(3, 9, seed=3).masked_fill(torch.arange(9) >= lengths[:, None], pads)
-        states.append(model.extend(tokens, before, lengths)[1])
+        tokens = new.masked_fill(torch.arange(9) >= lengths[:, None], pads)
+        logits, after = model.extend(tokens, before, lengths)
+        states.append(after)
+        close(logits[0, :3], model(torch.cat([old[:1], new[:1, :3]], dim=1))[0, 6:])
     for a, b in zip(*map(tensors, states), strict=True):
         assert torch.equal(a, b)
-    after = some_tokens(1, 4, seed=7)  # and the row of no new tokens is where it was
-    wanted = model(torch.cat([some_tokens(3, 6)[1:2], after], dim=1))[:, 6:]
-    close(model.extend(after, decoding.select(states[0], [1]))[0], wanted)
+    answer = some_tokens(1, 4, seed=7)  # and the row of no new tokens is where it was
+    wanted = model(torch.cat([old[1:2], answer], dim=1))[:, 6:]
+    close(model.extend(answer, decoding.select(states[0], [1]))[0], wanted)
+
+
+@every_model
+@torch.no_grad()
+def test_a_row_may_end_beside_one_that_begins(family, variant):
+    model, text = build(family, variant), some_tokens(2, CONTEXT)
+    _, states = model.extend(text[:, :38], None, torch.tensor([38, 1]))
+    new = torch.stack([text[0].roll(-38), text[1].roll(-1)])[:, :30]
+    logits, _ = model.extend(new, states, torch.tensor([2, 30]))
+    wanted = model(text)
+    close(logits[0, :2], wanted[0, 38:])
+    close(logits[1], wanted[1, 1:31])
 
 
 @every_model
@@ -192,6 +207,17 @@ def test_what_does_not_fit_is_refused(family, variant):
             model.extend(some_tokens(2, 12), states, torch.tensor([3, 11]))
         with pytest.raises(ValueError, match=f"at most {CONTEXT} in a row"):
             model.extend(some_tokens(1, CONTEXT + 1))
+
+
+@every_model
+def test_lengths_of_rows_stay_off_the_device(family, variant):
+    """Tensors without memory cannot be read back: every step of decoding would wait for the device that does the products."""
+    model = build(family, variant).to("meta")
+    tokens = torch.zeros(2, 6, dtype=torch.int64, device="meta")
+    _, states = model.extend(tokens, None, torch.tensor([6, 3]))
+    logits, _ = model.extend(tokens[:1, :1].expand(3, 1), decoding.select(states, [1, 0, 1]))
+    assert logits.shape == (3, 1, VOCABULARY)
+    assert logits.device.type == "meta"
 
 
 @every_model

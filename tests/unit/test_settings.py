@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -175,3 +176,11 @@ def test_cosine_meets_linear_at_its_ends_and_middle():
     assert found[0] == 1.0
     assert found[50] == pytest.approx(0.5)
     assert found[25] == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_recipe_written_as_toml_is_the_same_recipe(path, tmp_path):
+    recipe, written = load_recipe(path), tmp_path / "recipe.toml"
+    written.write_text(recipe.to_toml())
+    assert load_recipe(written).canonical() == recipe.canonical()
+    assert load_recipe(written).run_id(0) == recipe.run_id(0)

@@ -6,15 +6,17 @@ import json
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import pytest
 
 from muonlab.errors import InputError, Interrupted
-from muonlab.train import tracking
+from muonlab.train import run, tracking
 from muonlab.train.recipe import load_recipe
-from muonlab.train.run import train
 from muonlab.train.run_folder import RunFolder
 from tests.unit.test_train import stop_after
+
+train = partial(run.train, device="cpu", threads=1)
 
 
 class Recorder:
@@ -233,7 +235,7 @@ class Hangs:
         atexit.register(threading.Event().wait)
         threading.Event().wait()
 tracking.TRACKERS["hangs"], tracking.PATIENCE = Hangs, 0.2
-sys.argv = ["muonlab", "train", "tiny.toml", "--out", "run", "--device", "cpu", "--track", "hangs", "--json"]
+sys.argv = ["muonlab", "train", "tiny.toml", "--out", "run", "--device", "cpu", "--threads", "1", "--track", "hangs", "--json"]
 main()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

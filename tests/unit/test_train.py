@@ -127,8 +127,8 @@ def spoil_gradients(monkeypatch, at):
     """The gradients of these optimizer steps (1, 2, …) of every run are NaN."""
     whole = Trainer._loss
 
-    def spoiled(self, x, y):
-        loss = whole(self, x, y)
+    def spoiled(self, batch):
+        loss = whole(self, batch)
         if torch.is_grad_enabled() and self.step + 1 in at:
             loss.register_hook(lambda grad: grad * torch.nan)
         return loss

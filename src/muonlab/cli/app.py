@@ -35,6 +35,7 @@ app = App(
 )
 app.register_install_completion_command(name="--install-completion")
 
+typed: list[str] = []  # the arguments of this command line, for a command that starts itself again: --background
 Set = Annotated[
     list[str] | None,
     Parameter(name="--set", help="KEY=VALUE, a dotted key of the recipe such as optimizer.lr=0.02; may be repeated", negative=()),
@@ -42,6 +43,14 @@ Set = Annotated[
 Profile = Annotated[str | None, Parameter(help="one of the file's profiles, such as gpu")]
 Device = Annotated[str | None, Parameter(help="cpu, cuda or cuda:N; default: CUDA where there is one")]
 Json = Annotated[bool, Parameter(name="--json", help="print JSON", negative=())]
+
+
+class Ended(Exception):
+    """A command that has ended in a process of its own, which has told why."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 def main() -> None:
@@ -58,11 +67,15 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """The exit code of a command line."""
     # imported to register their commands
-    from muonlab.cli import data, data_tasks, evaluation, experiments, generation, presets, records, statistics, training  # noqa: F401
+    from muonlab.cli import data, data_tasks, evaluation, experiments, generation, presets, records, runs, statistics, training  # noqa: F401
 
+    global typed
+    typed = arguments = [word for before, word in zip(["", *arguments], arguments) if (before, word) != ("--resume", "auto")]
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
+    except Ended as ended:
+        return ended.code
     except InputError as error:
         complain(str(error))
         return 2

@@ -215,29 +215,3 @@ def _report(directory: Path, out: Path | None, as_json: bool, options: dict[str,
     else:
         print_results(results)
         print(f"\nReport: {page}")
-
-
-@app.command
-def runs(directory: Path = Path("runs"), *, json: Json = False) -> None:
-    """List all runs below a folder, those of sweeps, races, searches and imports alike.
-
-    Parameters
-    ----------
-    directory:
-        Where to look. An index (index.sqlite) is kept there, made from the run folders and never needed.
-    """
-    from muonlab.lab.index import runs as indexed
-
-    found = indexed(directory)
-    show(found, json, lambda: _runs_in_words(found))
-
-
-def _runs_in_words(found: list[dict[str, Any]]) -> str:
-    if not found:
-        return "no runs"
-    lines = [
-        f"{row['status']:<10}  {'–' if row['val_loss'] is None else format(row['val_loss'], '.4f'):>8}  "
-        f"{'–' if row['steps'] is None else row['steps']:>7}  {row['folder']}"
-        for row in found
-    ]
-    return "\n".join([f"{'status':<10}  {'val_loss':>8}  {'steps':>7}  folder", *lines])

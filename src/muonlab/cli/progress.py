@@ -56,7 +56,8 @@ def _losses(progress: RunProgress) -> str:
 class RunDisplay:
     """A bar for one run."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, bar: bool = True) -> None:
+        """bar: False for plain lines, also on a terminal."""
         self.console = Log()
         self.last_line = time.monotonic()
         columns = (
@@ -64,7 +65,7 @@ class RunDisplay:
             BarColumn(),
             TextColumn("{task.completed}/{task.total} steps  {task.fields[note]}"),
         )
-        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.bar = Progress(*columns, console=self.console, disable=not (bar and self.console.is_terminal))
         self.task = self.bar.add_task(name, total=1, note="starting")
 
     def __enter__(self) -> RunDisplay:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from muonlab.cli.app import Device, Json, Set, app, positive, say, show
+from muonlab.cli import app as application
+from muonlab.cli.app import Device, Ended, Json, app, positive, show
+from muonlab.cli.asked import Asked
 from muonlab.errors import InputError, RunError
 
 if TYPE_CHECKING:
+    from muonlab.data.config import DataConfig
     from muonlab.train.recipe import Recipe
 
 
-Model = Annotated[str | None, Parameter(name="--model", help="a model preset instead of the recipe's model: `muonlab presets`")]
-Preset = Annotated[str | None, Parameter(name="--preset", help="a training preset instead of the recipe's: `muonlab presets`")]
-ScaleSteps = Annotated[
-    float | None, Parameter(name="--scale-steps", help="factor on all step counts, such as 0.001 to try a preset in a minute")
+Background = Annotated[
+    bool, Parameter(name="--background", negative=(), help="go on without the terminal, once all is ready; see `muonlab runs`")
 ]
 
 Track = Annotated[
@@ -33,15 +37,14 @@ Track = Annotated[
 def train(
     recipe: Path | None = None,
     *,
-    model: Model = None,
-    preset: Preset = None,
-    scale_steps: ScaleSteps = None,
-    set: Set = None,
+    asked: Asked | None = None,
     seed: int = 0,
     out: Path | None = None,
-    resume: Annotated[bool, Parameter(negative=(), help="go on with the run in --out, or start it if there is none")] = False,
+    resume: Annotated[bool, Parameter(negative=(), help="go on with the run in --out, or begin it; also: --resume auto")] = False,
+    background: Background = False,
     device: Device = None,
     threads: Annotated[int | None, Parameter(help="CPU threads; default: all cores")] = None,
+    memory_limit: Annotated[str | None, Parameter(help="what --vram-auto may use, such as 4GB; default: what is free")] = None,
     track: Track = None,
     json: Json = False,
 ) -> None:
@@ -56,28 +59,78 @@ def train(
     out:
         Folder of the run. Default: runs/RECIPE-ID, without a recipe runs/MODEL-ID.
     """
-    from muonlab.cli.progress import RunDisplay
-    from muonlab.train.run import train as train_run
-
     positive("--threads", threads)
-    name, loaded = _recipe(recipe, model, preset, scale_steps, set)
+    if background and in_background(json):
+        return
+    name, loaded = (asked or Asked()).recipe(recipe)
     folder = out or Path("runs") / f"{name}-{loaded.run_id(seed)}"
-    say(f"run {loaded.run_id(seed)} in {folder}")
-    with RunDisplay(folder.name) as display:
-        result = train_run(
-            loaded,
-            seed,
-            folder,
-            device=device,
-            threads=threads,
-            resume=resume,
-            trackers=track or (),
-            on_progress=display.update,
-            say=display.say,
-        )
+    options: dict[str, Any] = {"device": device, "threads": threads, "resume": resume, "trackers": track or ()}
+    options["memory_limit"] = _memory(memory_limit, loaded)
+    train_in(folder, loaded, seed, background=background, json=json, **options)
+
+
+def train_in(folder: Path, recipe: Recipe, seed: int, *, background: bool, json: bool, **options: Any) -> None:
+    """Trains a run (options: those of `train.run.train`) and prints its result; with `background`, in a process that
+    `in_background` has started."""
+    from muonlab.cli.progress import RunDisplay
+    from muonlab.train.background import detach
+    from muonlab.train.run import train as train_run
+    from muonlab.train.run_folder import RunFolder
+
+    if recipe.data.source == "rows":
+        _prepare(recipe.data)
+    with RunDisplay(folder.name, bar=not background) as display:
+        said: list[str] = []
+
+        def tell(text: str) -> None:
+            said.append(text)
+            display.say(text)
+
+        def begin() -> None:
+            nonlocal json
+            if background:
+                json = False  # the log is for people
+                detach(RunFolder(folder))
+                for line in [*said, f"{datetime.now():%Y-%m-%d %H:%M:%S}: process {os.getpid()} trains {folder}"]:
+                    display.say(line)
+
+        tell(f"run {recipe.run_id(seed)} in {folder}")
+        result = train_run(recipe, seed, folder, **options, on_begin=begin, on_progress=display.update, say=tell)
     show({"folder": str(folder), **result}, json, lambda: _result_in_words(folder, result))
     if result["status"] == "diverged":
         raise RunError(f"{folder}: diverged at step {result['steps']}: the loss is no longer finite; lower optimizer.lr or aux_lr")
+
+
+def in_background(json: bool) -> bool:
+    """True: the command line that was typed now runs in the background, and its user is told. False: this process is to do the
+    work itself, being that one. Raises Ended if it ended before it could begin."""
+    from muonlab.train.background import Started, is_background, python_command, start
+
+    if is_background():
+        return False
+    started = start(python_command(*application.typed))
+    if not isinstance(started, Started):
+        raise Ended(started)
+    folder, then = started.folder, f"`muonlab logs -f {started.folder}` follows, `muonlab stop {started.folder}` ends it"
+    show(asdict(started), json, lambda: f"{folder}: trains in the background, process {started.pid}; {then}")
+    return True
+
+
+def _prepare(config: DataConfig) -> None:
+    """Prepares a recipe's rows where they are not yet, before the run and with a bar of its own."""
+    from muonlab.cli.progress import PrepareDisplay
+    from muonlab.data.folders import folders
+
+    with PrepareDisplay(", ".join(config.files)) as display:
+        folders(config, on_progress=display.update, say=display.say)
+
+
+def _memory(limit: str | None, recipe: Recipe) -> int | None:
+    from muonlab.train.memory import parse_size
+
+    if limit is not None and recipe.train.accumulate != "auto":
+        raise InputError("--memory-limit: nothing asks for it here: it is for --vram-auto (train.accumulate = auto)")
+    return None if limit is None else parse_size(limit)
 
 
 def _result_in_words(folder: Path, result: dict[str, Any]) -> str:
@@ -90,37 +143,8 @@ def _result_in_words(folder: Path, result: dict[str, Any]) -> str:
     )
 
 
-def _recipe(
-    path: Path | None, model: str | None, preset: str | None, scale_steps: float | None, overrides: list[str] | None
-) -> tuple[str, Recipe]:
-    """The recipe that a command line asks for, and what to call it. Each flag is a key of the recipe, which --set beats."""
-    from muonlab.train.recipe import load_recipe
-    from muonlab.train.settings import flat, with_overrides
-
-    flags = {"model.preset": model, "preset": preset, "scale_steps": scale_steps}
-    if twice := [
-        key for key, value in flags.items() if value is not None and any(o.startswith(f"{key}=") for o in overrides or [])
-    ]:
-        raise InputError(*(f"--set {key}: it is given by a flag, too: leave one of the two out" for key in twice))
-    assignments = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None] + (overrides or [])
-    if path is not None:
-        return path.stem, load_recipe(path, assignments)
-    name = flat(with_overrides({}, assignments)).get("model.preset")
-    if name is None:
-        raise InputError("expected a recipe file such as recipes/quickstart.toml, or --model with a preset; got neither")
-    return str(name), load_recipe(None, assignments)
-
-
 @app.command
-def plan(
-    recipe: Path | None = None,
-    *,
-    model: Model = None,
-    preset: Preset = None,
-    scale_steps: ScaleSteps = None,
-    set: Set = None,
-    json: Json = False,
-) -> None:
+def plan(recipe: Path | None = None, *, asked: Asked | None = None, json: Json = False) -> None:
     """Show what a recipe does to each parameter, and why: role, rule, effective learning rate and decay.
 
     Parameters
@@ -133,7 +157,7 @@ def plan(
     from muonlab.data.corpus import vocab_size
     from muonlab.models.counting import size_of
 
-    name, loaded = _recipe(recipe, model, preset, scale_steps, set)
+    name, loaded = (asked or Asked()).recipe(recipe)
     vocabulary = vocab_size(loaded.data)
     with torch.device("meta"):
         module = loaded.model.build(vocabulary)

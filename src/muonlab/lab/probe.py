@@ -18,6 +18,7 @@ from muonlab.lab.experiment import Experiment, plan_of
 from muonlab.lab.runner import check_data, workers_and_machine
 from muonlab.lab.store import RunRecord, merged, read_plan, read_runs
 from muonlab.models.counting import size_of
+from muonlab.train.batch_size import fitted, shared_memory_limit
 from muonlab.train.memory import keep_freed_memory
 from muonlab.train.recipe import Recipe
 from muonlab.train.run_folder import ENDED
@@ -122,7 +123,7 @@ def _makespan(times: list[float], workers: int) -> float:
 
 def _measure(recipes: dict[str, Recipe], machine: dict[str, Any], count: int) -> dict[str, Pace]:
     """Every kind of recipe in `count` processes at once, as the sweep would run them: they share memory and cores."""
-    found = {}
+    found, machine = {}, machine | shared_memory_limit(recipes.values(), machine["device"], count)
     with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
         for shape, recipe in recipes.items():
             paces = list(pool.map(pace_of, [recipe.canonical()] * count, [machine] * count))
@@ -134,6 +135,7 @@ def pace_of(recipe: dict[str, Any], machine: dict[str, Any]) -> Pace:
     """Times some optimizer steps and one evaluation in this process."""
     known = Recipe.model_validate(recipe)
     chosen = choose_machine(known, machine["device"], machine["threads"], machine["bf16_fast"])
+    chosen = fitted(chosen, known, 0, memory_limit=machine.get("memory_limit"))
     if chosen.device == "cpu":
         keep_freed_memory()
     start = time.perf_counter()

@@ -15,6 +15,7 @@ from muonlab.lab.experiment import Experiment, plan_of
 from muonlab.lab.pool import Event, Pool, Task
 from muonlab.lab.race import Standing, check, next_runs, standings
 from muonlab.lab.store import RunRecord, Sweep, merged, note_failure, read_plan, read_runs, write_plan
+from muonlab.train.batch_size import shared_memory_limit
 from muonlab.train.run_folder import ENDED, RunFolder
 from muonlab.train.trainer import batches, choose_machine
 
@@ -88,6 +89,7 @@ def _run(
                 on_event(Event(run.cell, run.seed, run.status))
         recipes = {cell.name: cell.recipe.canonical() for cell in experiment.cells}
         settings = state.plan["machine"]
+        settings = settings | shared_memory_limit((cell.recipe for cell in experiment.cells), settings["device"], count)
 
         def tasks(state: Sweep) -> list[Task]:
             runs = needed(state, count)

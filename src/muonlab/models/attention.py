@@ -118,12 +118,15 @@ class Attention(nn.Module):
         q, k = (rotate(F.rms_norm(u, (u.shape[-1],)) if self.qk_norm else u, cos, sin) for u in (q, k))
         if cache is not None:
             k, v = cache(k, v)
-        if self.kv_heads < self.heads:
+        # torch's kernels for groups spare single queries a copy of the whole cache; others they may send to slower ones
+        grouped = self.kv_heads < self.heads and cache is not None and T == 1
+        if self.kv_heads < self.heads and not grouped:
             k, v = (u.repeat_interleave(self.heads // self.kv_heads, dim=2) for u in (k, v))
         if self.record_logits and self.training:
             self._record(q.detach(), k.detach(), mask)
+        q, k, v = (u.transpose(1, 2) for u in (q, k, v))
         y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=mask is None, scale=self.scale
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
         )  # (B, heads, T, head_width)
         return self.proj(y.transpose(1, 2).reshape(B, T, d))
 

@@ -140,7 +140,7 @@ class Past:
         """A plan that puts entry (b, i) of new keys and values into slots[b, i] where it counts; both (B, entries), on the CPU."""
         rows, entries = counts.nonzero(as_tuple=True)
         places = (index.to(self.device) for index in (rows, entries, slots[rows, entries]))
-        return Slots(*places, total=max(1, total), most=most)  # where nothing was read at all, pads see a slot of zeros
+        return Slots(*places, total=total, most=most)
 
     def keep(self, layer: int, keys: Tensor, values: Tensor) -> KV:
         """Puts keys and values (B, T, kv heads, head width) into the layer's cache and gives all in it, (B, slots, ...)."""

@@ -274,11 +274,13 @@ class Mamba(Model):
     ) -> tuple[Tensor, list[MambaState]]:
         """See Model.extend. Reads in parallel; a single token for each row by the recurrence, which is faster."""
         tokens, short = without_pads(tokens, counted(tokens, lengths))
-        if states is not None and (len(states) != len(self.blocks) or len(states[0].ssm) != len(tokens)):
-            raise ValueError(
-                f"states: expected those of {len(tokens)} rows and {len(self.blocks)} layers, got "
-                f"{len(states[0].ssm) if states else 0} and {len(states)}; decoding.select picks rows"
-            )
+        if states is not None:
+            rows = [len(state.ssm) for state in states if isinstance(state, MambaState)]
+            if rows != [len(tokens)] * len(self.blocks):
+                raise ValueError(
+                    f"states: expected those of {len(tokens)} rows and {len(self.blocks)} layers of Mamba-2, "
+                    f"got {len(rows)} layers of {sorted(set(rows))} rows; decoding.select picks rows"
+                )
         x, new = self.embed(tokens), []
         for i, block in enumerate(self._blocks()):
             y, state = block.mamba.extend(block.norm(x), None if states is None else states[i], short)

@@ -86,7 +86,8 @@ def ssd_step(
     """One position of the recurrence, in at least float32: y (b, h, p) in the type of x, and the new state."""
     B, C = (at_least_float32(u).repeat_interleave(x.shape[1] // u.shape[1], dim=1) for u in (B, C))  # (b, h, n)
     u = at_least_float32(x)
-    state = state * torch.exp(dt * A)[..., None, None] + (dt[..., None] * u)[..., None] * B[:, :, None]
+    state = state.contiguous()  # a scan's is not, and the products of all later steps would copy it
+    state = (state * torch.exp(dt * A)[..., None, None]).addcmul_((dt[..., None] * u)[..., None], B[:, :, None])
     y = torch.einsum("bhpn,bhn->bhp", state, C) + D[:, None] * u
     return y.to(x.dtype), state
 

@@ -46,10 +46,9 @@ def save(directory: Path, step: int, checkpoint: Checkpoint, keep: int, also: Ca
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
     try:
-        tensors, groups = _pack(checkpoint.optimizer)
-        save_file(_own(checkpoint.model), building / "model.safetensors")
-        save_file(_own(tensors), building / "optimizer.safetensors")
-        save_file(_own(checkpoint.random), building / "random.safetensors")
+        groups = _pack(checkpoint.optimizer)[1]
+        for name, tensors in tensors_of(checkpoint).items():
+            save_file(own(tensors), building / f"{name}.safetensors")
         (building / "state.json").write_text(json.dumps({"progress": checkpoint.progress, "groups": groups}))
         files = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(building.iterdir())}
         (building / _MANIFEST).write_text(json.dumps({"format": 1, "step": step, "files": files}, indent=1))
@@ -65,6 +64,11 @@ def save(directory: Path, step: int, checkpoint: Checkpoint, keep: int, also: Ca
         if not also(step_of(old)):
             shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def tensors_of(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
+    """By the file that they are saved in."""
+    return {"model": checkpoint.model, "optimizer": _pack(checkpoint.optimizer)[0], "random": checkpoint.random}
 
 
 def name_of(step: int) -> str:
@@ -195,7 +199,7 @@ def _unpack(tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> dict[st
     return {"state": state, "param_groups": packed}
 
 
-def _own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each tensor with memory of its own: state is stacked, and safetensors refuses views."""
     return {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
 

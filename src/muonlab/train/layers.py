@@ -16,8 +16,10 @@ from muonlab.train.settings import merge
 def laid(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """`below` with a layer over it. A training preset replaces the tables optimizer and schedule, of which half would make no
     sense, and of train the keys that it has; a model preset replaces the table model. A preset that does not exist stays, for
-    the recipe to complain about."""
+    the recipe to complain about. batch = "auto" says how a batch is split, not how large it is: that stays as it is below."""
     below, layer = dict(below), dict(layer)
+    if (train := _table(layer, "train")).get("batch") == "auto" and train.get("accumulate", "auto") == "auto":
+        layer["train"] = {key: value for key, value in train.items() if key != "batch"} | {"accumulate": "auto"}
     if _known("training", layer.get("preset")):
         tables = preset("training", layer.pop("preset"))
         below.pop("preset", None)

@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
+import tomli_w
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -157,14 +159,36 @@ def _wrong_type(key: str, value: Any, option: inspect.Parameter) -> str | None:
     return f"{key}: expected {type(default).__name__} such as {default!r}, got {value!r}"
 
 
+def _sequences(value: Any) -> Any:
+    if value == "auto":  # a layer of settings has put accumulate in its place, unless that stands beside it
+        raise ValueError("auto is accumulate = auto; beside it, accumulate says something else: leave one of the two out")
+    return value
+
+
+def _parts(value: Any) -> Any:
+    """By hand, as for rates: a union would report a problem twice."""
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"expected a number of at least 1, or auto, got {value!r}")
+    return value
+
+
+_OR_AUTO = {"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"const": "auto"}]}
+Batch = Annotated[PositiveInt, BeforeValidator(_sequences), WithJsonSchema(_OR_AUTO)]
+Parts = Annotated[int | Literal["auto"], PlainValidator(_parts), WithJsonSchema(_OR_AUTO)]
+
+
 class TrainConfig(BaseModel):
     """How long, on how much at a time, and what is looked at on the way."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: PositiveInt = Field(1000, description="optimizer steps")
-    batch: PositiveInt = Field(32, description="sequences of model.context tokens per optimizer step")
-    accumulate: PositiveInt = Field(1, description="micro-batches that a batch is split into; gradients are averaged")
+    batch: Batch = Field(
+        32, description="sequences of model.context tokens per optimizer step; auto: leave it, and split it by accumulate = auto"
+    )
+    accumulate: Parts = Field(
+        1, description="micro-batches that a batch is split into, gradients averaged; auto: as few as fit into memory, by trying"
+    )
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 autocast where the device is fast at it")
     grad_clip: PositiveFloat | None = Field(None, description="largest global gradient norm")
     compile: bool = Field(False, description="torch.compile the model")
@@ -178,7 +202,7 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _accumulation_fits(self) -> TrainConfig:
-        if self.batch % self.accumulate:
+        if self.accumulate != "auto" and self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} is not a multiple of accumulate {self.accumulate}")
         return self
 
@@ -282,6 +306,11 @@ class Recipe(BaseModel):
         have equal canonical forms, and a default that changes changes them. Only extras that are off are left out. Reads back
         as the same recipe."""
         return {**self.model_dump(mode="json"), "optimizer": self.optimizer.canonical()}
+
+    def to_toml(self) -> str:
+        """The canonical form as a recipe file, presets and flags gone into it. TOML has no null: keys without one go."""
+        tables = {table: {k: v for k, v in keys.items() if v is not None} for table, keys in self.canonical().items()}
+        return tomli_w.dumps(tables)
 
     def run_id(self, seed: int) -> str:
         """The run's identity: a hash of the canonical recipe and the seed."""

@@ -18,10 +18,12 @@ from muonlab.errors import InputError, Interrupted, RunError
 from muonlab.files import write_atomically
 from muonlab.models.counting import size_of
 from muonlab.train import checkpoint as checkpoints
+from muonlab.train.batch_size import fitted, out_of_memory
 from muonlab.train.memory import keep_freed_memory
 from muonlab.train.provenance import provenance
 from muonlab.train.recipe import Recipe
 from muonlab.train.run_folder import RunFolder, best_evaluation, write_json
+from muonlab.train.session import session
 from muonlab.train.settings import flat
 from muonlab.train.signals import StopRequest, stop_requests
 from muonlab.train.tracking import Tracking, check_trackers
@@ -50,6 +52,8 @@ def train(
     bf16_fast: bool | None = None,
     resume: bool = False,
     trackers: Sequence[str] = (),
+    memory_limit: int | None = None,
+    on_begin: Callable[[], None] = lambda: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -57,10 +61,11 @@ def train(
 
     With `resume` a folder's unfinished run goes on exactly where its newest whole checkpoint is (bit for bit on the same CPU), a
     finished one returns its result, and an empty folder starts. trackers: names of tracking.TRACKERS that get the rows, beside
-    those that the run has from before.
+    those that the run has from before. memory_limit: bytes, for train.accumulate = "auto" (batch_size.fitted). on_begin is called
+    when all is ready for the first step: the input is good, and the folder is this process's own.
 
-    Raises InputError for bad input, Interrupted after SIGINT or SIGTERM (everything saved), RunError where the folder cannot be
-    written any more, or a gradient is not finite and `nonfinite` is "raise".
+    Raises InputError for bad input, Interrupted after SIGINT or SIGTERM or when the folder's stop file asks for it (everything
+    saved), RunError where the folder cannot be written any more, or a gradient is not finite and `nonfinite` is "raise".
     """
     folder = RunFolder(out)
     check_trackers(trackers)
@@ -69,6 +74,7 @@ def train(
         say(f"{out}: already {result['status']}")
         return result
     machine = _machine(known, recipe, device, threads, bf16_fast, say)
+    machine = fitted(machine, recipe, seed, memory_limit=memory_limit, say=say)
     if machine.device == "cpu":
         keep_freed_memory()
     trainer = Trainer(recipe, seed, machine)
@@ -76,15 +82,20 @@ def train(
         say(f"packed: {trainer.loader.waste()}")
     if known is not None and known["data"]["sha256"] != trainer.data["sha256"]:
         raise InputError(f"{out}: the corpus has changed since the run began (SHA-256 differs): start a new run")
-    with folder.lock(), stop_requests() as request:
+    with folder.lock(), stop_requests() as request, session(folder) as begin:
         if folder.run() != known:
             raise InputError(f"{out}: another process has begun a run here meanwhile: choose another folder with --out")
         try:
             if known is None:
                 if trainer.tokenizer is not None:
                     write_atomically(folder.path / "tokenizer.json", trainer.tokenizer)
+                write_atomically(folder.path / "recipe.toml", recipe.to_toml())
                 write_json(folder.run_file, _describe(recipe, seed, trainer))
-            return _Session(trainer, folder, request, trackers, on_progress, say).run()
+            whole = _Session(trainer, folder, request, trackers, on_progress, say)
+            whole.restore()
+            begin(trainer.step)
+            on_begin()
+            return whole.run()
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             saved = checkpoints.checkpoints(folder.checkpoints)
@@ -93,6 +104,11 @@ def train(
             raise RunError(f"{out}: stopped at step {trainer.step}: {reason}; {kept}. {remedy}") from None
         except FloatingPointError as error:  # optimizer.nonfinite = "raise"
             raise RunError(f"{out}: stopped at step {trainer.step}: {error}") from None
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            remedy = "split batches further in a new run: --vram-auto (with a lower --memory-limit), or a larger train.accumulate"
+            raise RunError(f"{out}: stopped at step {trainer.step}: out of memory on {machine.device}; {remedy}") from None
 
 
 @dataclass
@@ -113,7 +129,6 @@ class _Session:
     best_step: int | None = None
 
     def run(self) -> dict[str, Any]:
-        self._restore()
         about = flat({**self.trainer.recipe.canonical(), "seed": self.trainer.seed})
         with Tracking(self.folder, self.trackers, about, self.trainer.step, self.say) as self.tracking:
             return self._train()
@@ -142,11 +157,11 @@ class _Session:
                 rate = trainer.step * trainer.recipe.tokens_per_step / self.seconds
                 left = pace * (settings.steps - trainer.step)
                 self.on_progress(Progress(trainer.step, settings.steps, self.train_loss, self.val_loss, rate, left))
-            if self.request.signum is not None and not last:
+            if not last and (self.request.signum is not None or self.folder.stop_file.exists()):
                 self._stop(self.request.signum)
         return self._finish("finished")
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
         saved, problems = checkpoints.load_newest(self.folder.checkpoints)
         if saved is not None:
             self.seconds = self.trainer.restore(saved)
@@ -200,11 +215,13 @@ class _Session:
         every = self.trainer.recipe.train.keep_every
         return every is not None and step % every == 0
 
-    def _stop(self, signum: int) -> None:
+    def _stop(self, signum: int | None) -> None:
+        """signum: None where the folder's stop file asked for it."""
         self._checkpoint()
-        name = signal.Signals(signum).name
+        name = "`muonlab stop`" if signum is None else signal.Signals(signum).name
         where = f"{self.folder.path}: stopped by {name} after step {self.trainer.step}"
-        raise Interrupted(signum, f"{where}, saved; the same command with --resume goes on")
+        remedy = f"the same command with --resume goes on, and so does `muonlab resume {self.folder.path}`"
+        raise Interrupted(signum or signal.SIGTERM, f"{where}, saved; {remedy}")
 
     def _finish(self, status: str) -> dict[str, Any]:
         rows = self.folder.rows()
@@ -260,7 +277,10 @@ def _machine(
     now = choose_machine(recipe, device or before.device, threads or before.threads, before.bf16_fast)
     if (now.device, now.threads) != (before.device, before.threads):
         say(f"began on {before.device} with {before.threads} threads, goes on with {now.device} and {now.threads}: not bit for bit")
-    return replace(now, precision=before.precision)
+    same = (
+        now.device.partition(":")[0] == before.device.partition(":")[0]
+    )  # what fits is another question on another kind of device
+    return replace(now, precision=before.precision, accumulate=before.accumulate if same else None)
 
 
 def _describe(recipe: Recipe, seed: int, trainer: Trainer) -> dict[str, Any]:
@@ -269,7 +289,7 @@ def _describe(recipe: Recipe, seed: int, trainer: Trainer) -> dict[str, Any]:
         "id": recipe.run_id(seed),
         "seed": seed,
         "recipe": recipe.canonical(),
-        "machine": asdict(trainer.machine),
+        "machine": {key: value for key, value in asdict(trainer.machine).items() if value is not None},
         "model": asdict(size_of(recipe.model, trainer.model.vocab_size)),
         "data": trainer.data,
         "provenance": provenance(torch.device(trainer.machine.device)),

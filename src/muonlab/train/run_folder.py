@@ -1,10 +1,13 @@
 """The folder of a run, the only truth about it:
 
     tokenizer.json  what the tokens mean; not of token shards, which do not tell
+    recipe.toml     the recipe as a file, for people; what counts is run.json's
     run.json        recipe, seed, id, provenance: written once, before the first step
     metrics.jsonl   one row a line, each with a checksum of its own; a resume drops rows after its checkpoint
     checkpoints/    see checkpoint.py
     result.json     how it ended; its presence means that there is nothing left to do
+    session.json    of an unfinished run: the process at work, or how the last one left it; see session.py
+    log.txt         what a run in the background says; see background.py
 
 This module needs no torch: reports read folders with it.
 """
@@ -15,11 +18,12 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from muonlab.errors import InputError
 from muonlab.files import write_atomically
@@ -37,6 +41,7 @@ class RunFolder:
         self.path = Path(path)
         self.run_file, self.result_file = self.path / "run.json", self.path / "result.json"
         self.metrics_file, self.checkpoints = self.path / "metrics.jsonl", self.path / "checkpoints"
+        self.session_file, self.stop_file, self.log_file = self.path / "session.json", self.path / ".stop", self.path / "log.txt"
 
     def run(self) -> dict[str, Any] | None:
         """run.json, None if there is none. Raises InputError if it is damaged."""
@@ -51,6 +56,10 @@ class RunFolder:
             raise InputError(f"{self.result_file}: damaged (it is not this run's result); {REDO}")
         return result
 
+    def session(self) -> dict[str, Any] | None:
+        """session.json, None if there is none. Raises InputError if it is damaged."""
+        return read_json(self.session_file, "delete this file")
+
     def rows(self) -> list[dict[str, Any]]:
         """All rows whose checksum holds (a crash can cut the last line short)."""
         try:
@@ -58,6 +67,20 @@ class RunFolder:
         except FileNotFoundError:
             return []
         return [row for row in map(parse_row, lines) if row is not None]
+
+    def recent_rows(self, within: int = 1 << 16) -> list[dict[str, Any]]:
+        """The rows in the last bytes of the file, however long a run has been."""
+        try:
+            with open(self.metrics_file, "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - within))
+                lines = file.read().decode("utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        return [row for row in map(parse_row, lines) if row is not None]
+
+    def saved_steps(self) -> list[int]:
+        """The steps after which there is a checkpoint, in order."""
+        return sorted(int(path.name[5:]) for path in self.checkpoints.glob("step-*") if path.name[5:].isdigit())
 
     def append_row(self, row: dict[str, Any]) -> None:
         with open(self.metrics_file, "a", encoding="utf-8") as file:
@@ -74,6 +97,14 @@ class RunFolder:
         write_atomically(self.metrics_file, "".join(map(format_row, kept)))
         return len(kept)
 
+    def held(self) -> bool:
+        """Whether a process works on this run at this moment."""
+        try:
+            with open(self.path / ".lock", "rb") as file:
+                return _held_by_another(file)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Refuses a second process on this run. The lock ends with its process, however that ends."""
@@ -83,17 +114,35 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written: {error.strerror}; choose another folder with --out") from None
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read(20).strip()
-                known = f" (number {holder})" if holder.isdigit() else ""
-                raise Locked(f"{self.path}: another process{known} is working here; wait for it, or stop it") from None
+            while not _taken(file):
+                if _held_by_another(file):
+                    file.seek(0)
+                    holder = file.read(20).strip()
+                    known = f" (number {holder})" if holder.isdigit() else ""
+                    raise Locked(f"{self.path}: another process{known} is working here; wait for it, or stop it")
+                time.sleep(0.001)  # somebody is only looking, for a moment: see `held`
             with contextlib.suppress(OSError):  # the number is only for the message above: a full disk leaves it out
                 os.ftruncate(file.fileno(), 0)
                 os.write(file.fileno(), str(os.getpid()).encode())
             yield
+
+
+def _taken(file: IO[Any]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _held_by_another(file: IO[Any]) -> bool:
+    """Whether the lock is taken for good: those who look share it among themselves, for a moment."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return False
 
 
 def best_evaluation(rows: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from muonlab.data.prepared import Documents
 from muonlab.errors import InputError
 from muonlab.optim.precision import bf16_is_fast, pin
 from muonlab.streams import stream_seed
-from muonlab.train.checkpoint import Checkpoint
+from muonlab.train.checkpoint import Checkpoint, own, tensors_of
 from muonlab.train.recipe import Recipe
 
 
@@ -31,6 +31,7 @@ class Machine:
     precision: Literal["float32", "bf16"]
     threads: int
     bf16_fast: bool  # whether orthogonalizers compute their products in bf16
+    accumulate: int | None = None  # what was found for train.accumulate = "auto" (batch_size.fitted); None: the recipe says it
 
 
 def choose_machine(recipe: Recipe, device: str | None = None, threads: int | None = None, bf16_fast: bool | None = None) -> Machine:
@@ -55,13 +56,14 @@ def choose_machine(recipe: Recipe, device: str | None = None, threads: int | Non
     return Machine(name, precision, threads, fast)
 
 
-def batches(recipe: Recipe, text: Corpus, seed: int) -> tuple[Loader | PackedLoader, list[Batch]]:
-    """The training loader and the validation batches. Raises InputError where recipe and corpus do not fit."""
+def batches(recipe: Recipe, text: Corpus, seed: int, accumulate: int = 1) -> tuple[Loader | PackedLoader, list[Batch]]:
+    """The training loader and the validation batches, of the size of a micro-batch. Raises InputError where recipe and corpus do
+    not fit."""
     config, settings = recipe.model, recipe.train
     vocabulary = config.vocab_size or text.vocab_size
     if recipe.data.source != "bin" and vocabulary < text.vocab_size:
         raise InputError(f"model.vocab_size: expected at least the tokenizer's {text.vocab_size}, got {vocabulary}")
-    context, micro, train, held = config.context, settings.batch // settings.accumulate, text.train, text.validation
+    context, micro, train, held = config.context, -(-settings.batch // accumulate), text.train, text.validation
     if isinstance(train, Documents):
         loader = PackedLoader(train, context=context, batch=settings.batch, seed=seed)
     else:
@@ -86,7 +88,11 @@ class Trainer:
         torch.manual_seed(stream_seed(seed, "torch"))  # nothing here draws from it; a user's model may
         text = corpus.load(recipe.data)
         self.data, self.tokenizer = text.provenance, text.tokenizer
-        self.loader, self.validation = batches(recipe, text, seed)
+        parts = machine.accumulate or recipe.train.accumulate
+        if parts == "auto":
+            raise ValueError("train.accumulate: auto is for batch_size.fitted to find, before there is a trainer")
+        self.accumulate = parts
+        self.loader, self.validation = batches(recipe, text, seed, self.accumulate)
         self.model = recipe.model.build(text.vocab_size)
         self.model.initialize(lambda name: torch.Generator().manual_seed(stream_seed(seed, "init", name)))
         if isinstance(self.loader, PackedLoader) and not self.model.keeps_documents_apart():
@@ -107,9 +113,9 @@ class Trainer:
         groups = self.optimizer.param_groups
         return next((g for g in groups if g["rule"] == self.recipe.optimizer.name), groups[0])["lr"]
 
-    def train_step(self) -> Tensor:
+    def train_step(self, parts: int | None = None) -> Tensor:
         """One optimizer step. Returns the mean training loss of its batch over the targets that count, before the step (a scalar on
-        the device)."""
+        the device). parts: so many micro-batches only, for a rehearsal."""
         settings = self.recipe.train
         factor = self.recipe.schedule.factor(self.step, settings.steps)
         scalars = self.recipe.schedule.scalars_at(self.step, settings.steps)
@@ -121,7 +127,7 @@ class Trainer:
             group.update({key: value for key, value in scalars.items() if key in group})
         batch = self.loader.next()
         count, total = batch.counted(), torch.zeros((), device=self.machine.device)
-        for part in batch.split(settings.accumulate):
+        for part in batch.split(self.accumulate)[:parts]:
             loss = self._loss(self._on_device(part)) * (part.counted() / count)  # the mean is the whole batch's, however split
             loss.backward()
             total += loss.detach()
@@ -131,6 +137,17 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return total
+
+    def rehearse(self) -> None:
+        """Whatever needs memory in a run, once: steps (the second finds the state that the first made, and its second micro-batch
+        the gradients of the first), an evaluation, the copies that a checkpoint takes. The trainer is of no use afterwards."""
+        self.step = max(0, self.recipe.train.steps - 2)  # where windows are longest
+        for _ in range(2):
+            self.train_step(parts=2)
+        self.validation = self.validation[:1]
+        self.evaluate()
+        for tensors in tensors_of(self.checkpoint({})).values():
+            own(tensors)
 
     @torch.no_grad()
     def evaluate(self) -> float:
