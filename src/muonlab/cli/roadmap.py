@@ -26,7 +26,7 @@ def roadmap(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Train the models of a roadmap where they are not trained yet, ask all of them the same problems, and say what each stage adds.
+    """Train a roadmap's models where they are not trained yet, ask all the same problems, and say what each stage adds.
 
     The same command goes on with what was stopped. The report is OUT/report/report.md.
 
@@ -47,11 +47,9 @@ def roadmap(
         travelled = travel(loaded, folder, device=device, threads=threads, batch=batch, say=say, **options)
     judged = write_report(travelled, folder / "report")
     say(f"{folder / 'report' / 'report.md'}")
-    show(
-        {"folder": str(folder), "stages": [{"name": s.stage.name, "accuracy": s.found.value, "verdict": s.verdict} for s in judged]},
-        json,
-        lambda: "\n".join([loaded.config.question, *(f"- {sentence(step, loaded.config.alpha)}" for step in judged)]),
-    )
+    stages = [{"name": step.stage.name, "accuracy": step.found.value, "verdict": step.verdict} for step in judged]
+    words = [loaded.config.question, *(f"- {sentence(step, loaded.config.alpha)}" for step in judged)]
+    show({"folder": str(folder), "stages": stages}, json, lambda: "\n".join(words))
 
 
 class _Bars:

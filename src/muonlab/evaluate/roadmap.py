@@ -72,7 +72,9 @@ class RoadmapConfig(BaseModel):
     stages: tuple[Stage, ...] = Field(min_length=1)
     alpha: float = Field(0.05, gt=0, lt=0.5, description="level of the tests, after Holm's correction over all stages")
     margin: float | None = Field(None, gt=0, lt=1, description="differences below it do not matter: equivalent")
-    profiles: dict[str, dict[str, Any]] = Field(default_factory=dict, description="name -> changes of this file, as tables")
+    profiles: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="name -> changes of this file, as tables; a model is replaced"
+    )
 
     @model_validator(mode="after")
     def _stages_fit(self) -> RoadmapConfig:
@@ -123,6 +125,7 @@ def load_roadmap(path: str | Path, *, profile: str | None = None) -> Roadmap:
         if profile not in known:
             raise InputError(f"{path}: unknown profile {profile!r}; {did_you_mean(profile, known) if known else 'it has none'}")
         raw = merge(raw, known[profile])
+        raw = {**raw, "models": {**raw.get("models", {}), **known[profile].get("models", {})}}  # of a model, nothing is left
     config = validated(RoadmapConfig, raw, str(path))
     base = laid(laid({}, read_toml(path.parent / config.recipe)), config.set)
     recipes = {name: validated(Recipe, laid(base, of), f"{path}: models.{name}") for name, of in config.models.items()}
@@ -264,7 +267,7 @@ def _kept(
     with new_file(path) as file:
         for line in ({**about, "work": work}, *([sample.text for sample in result.samples] for result in results)):
             file.write(json.dumps(line) + "\n")
-    return Answers(results, work)
+    return _read(path, about, asked.rule, problems)
 
 
 def _read(path: Path, about: dict[str, Any], rule: str, problems: list[Problem]) -> Answers:

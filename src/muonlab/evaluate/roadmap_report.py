@@ -146,9 +146,10 @@ def sentence(step: Step, alpha: float) -> str:
     if step.paired is None or step.before is None:
         return f"{step.stage.name}: {100 * step.found.value:.1f} % of {step.found.n} problems are answered."
     word = {"better": "better than", "worse": "worse than", "equivalent": "equivalent to"}.get(step.verdict, "undecided against")
+    interval = f"{100 * (1 - alpha):g} % CI {_ends(step.paired)}"
     return (
-        f"{step.stage.name}: {100 * step.found.value:.1f} %, {word} {step.before.name} ({100 * step.paired.difference:+.1f} points, "
-        f"{100 * (1 - alpha):g} % CI {_ends(step.paired)}; {step.paired.gained} problems gained, {step.paired.lost} lost; "
+        f"{step.stage.name}: {100 * step.found.value:.1f} %, {word} {step.before.name} "
+        f"({100 * step.paired.difference:+.1f} points, {interval}; {step.paired.gained} problems gained, {step.paired.lost} lost; "
         f"p {_p(step.adjusted)} after Holm's correction)."
     )
 
@@ -185,7 +186,8 @@ def _lines(travelled: Travelled, judged: list[Step]) -> list[str]:
 
 def _stages(travelled: Travelled, judged: list[Step]) -> list[str]:
     level = f"{100 * (1 - travelled.roadmap.config.alpha):g} %"
-    header = ("stage", "answers of", "tokens a problem", "right", f"{level} CI", "against", "difference", f"{level} CI", "p", "verdict")
+    header = ["stage", "answers of", "tokens a problem", "right", f"{level} CI"]
+    header += ["against", "difference", f"{level} CI", "p", "verdict"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for step in judged:
         stage, seeds = step.stage, travelled.roadmap.config.seeds_of(step.stage)
