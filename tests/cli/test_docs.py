@@ -33,6 +33,7 @@ def test_programs_run_as_printed(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_run_as_printed(page, tmp_path, monkeypatch, muonlab):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for folder in ("recipes", "experiments", "tests/data"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
