@@ -30,7 +30,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
 	@touch $(INSTALLED)
 
-# What only tests need: the frameworks of tests/clients, the libraries of the Hugging Face hub, and Triton, whose
+# What only tests need: the frameworks of tests/clients, TensorBoard, the libraries of the Hugging Face hub, and Triton, whose
 # interpreter runs the kernels. Half of the install.
 $(CLIENTS): $(INSTALLED)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,clients,hf,kernels]'
