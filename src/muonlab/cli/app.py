@@ -67,7 +67,19 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """The exit code of a command line."""
     # imported to register their commands
-    from muonlab.cli import data, data_tasks, evaluation, experiments, generation, presets, records, runs, statistics, training  # noqa: F401
+    from muonlab.cli import (  # noqa: F401
+        data,
+        data_tasks,
+        evaluation,
+        experiments,
+        export,
+        generation,
+        presets,
+        records,
+        runs,
+        statistics,
+        training,
+    )  # fmt: skip
 
     global typed
     typed = arguments = [word for before, word in zip(["", *arguments], arguments) if (before, word) != ("--resume", "auto")]
