@@ -138,11 +138,11 @@ def test_what_does_not_fit_is_named(tmp_path):
         with pytest.raises(InputError, match=message):
             load_exported(out)
     config.write_text("{")
-    with pytest.raises(InputError, match="config.json: cannot be read"):
+    with pytest.raises(InputError, match=r"config.json: cannot be read"):
         load_exported(out)
     config.write_text(json.dumps(written))
     (out / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(InputError, match="model.safetensors: cannot be read"):
+    with pytest.raises(InputError, match=r"model.safetensors: cannot be read"):
         load_exported(out)
 
 
@@ -152,6 +152,9 @@ def test_a_folder_is_whole_or_not_there_and_takes_nobodys_place(tmp_path, monkey
     for to in ("safetensors", "hf"):
         with pytest.raises(InputError, match="mine: exists already"):
             export(run, tmp_path / "mine", to)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="file is not a folder; choose another one with --out"):
+        export(run, tmp_path / "file/new")
 
     def fails(weights, path, **_):
         save_file(weights, path)
@@ -168,7 +171,7 @@ def test_a_folder_is_whole_or_not_there_and_takes_nobodys_place(tmp_path, monkey
     monkeypatch.setattr("muonlab.evaluate.export.save_file", another_is_first)
     with pytest.raises(InputError, match="new: exists already"):
         export(run, tmp_path / "new")
-    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["mine", "new"]
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["file", "mine", "new"]
 
 
 # -- for transformers -----------------------------------------------------------------------------------------------

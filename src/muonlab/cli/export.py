@@ -28,11 +28,11 @@ def export(
     run:
         Folder of a run.
     """
-    from muonlab.data.writing import refuse_existing
     from muonlab.evaluate.export import export as write
+    from muonlab.evaluate.export import refuse_taken
     from muonlab.evaluate.loading import load_run
 
-    refuse_existing(out)
+    refuse_taken(out)
     loaded = load_run(run, "cpu", checkpoint=checkpoint, tokenizer=tokenizer)
     files = write(loaded, out, to)
     if loaded.known_tokenizer is None:

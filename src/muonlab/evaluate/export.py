@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 
 from muonlab import __version__
 from muonlab.data.tokenizers import Tokenizer, about, load_tokenizer
-from muonlab.data.writing import refuse_existing
 from muonlab.errors import InputError
 from muonlab.evaluate.hub_files import hub_config, hub_files
 from muonlab.evaluate.loading import LoadedRun, fill
@@ -52,7 +51,7 @@ def export(run: LoadedRun, out: str | Path, to: Form = "safetensors") -> dict[st
     Raises InputError where something is at `out`, or for another family.
     """
     out = Path(out)
-    refuse_existing(out)
+    refuse_taken(out)
     texts = _own_files(run) if to == "safetensors" else hub_files(run, hub_config(run))
     with _new_folder(out) as building:
         weights = own(run.model.state_dict())
@@ -62,6 +61,15 @@ def export(run: LoadedRun, out: str | Path, to: Form = "safetensors") -> dict[st
         if to == "safetensors" and run.known_tokenizer is not None:
             run.known_tokenizer.save(building / "tokenizer.json")
         return {path.name: path.stat().st_size for path in sorted(building.iterdir())}
+
+
+def refuse_taken(out: Path) -> None:
+    """Raises InputError if there is something at `out`, or a file where its parent folder should be."""
+    if os.path.lexists(out):
+        raise InputError(f"{out}: exists already; delete it, or choose another folder with --out")
+    above = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise InputError(f"{out}: {above} is not a folder; choose another one with --out")
 
 
 def load_exported(folder: str | Path, device: str = "cpu") -> Exported:
@@ -145,14 +153,14 @@ def _new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears at `path` when the block ends without an error, flushed to the disk; else nothing does."""
     building = path.with_name(f".{path.name}.{os.getpid()}.building")
     shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
     try:
+        building.mkdir(parents=True)
         yield building
         for file in building.iterdir():
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
         sync_directory(building)
-        refuse_existing(path)  # by now, another may have been there first
+        refuse_taken(path)  # by now, another may have been there first
         os.rename(building, path)
         sync_directory(path.parent)
     finally:
