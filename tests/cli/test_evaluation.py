@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from muonlab.data.prepare import Plan, prepare
+from muonlab.data.template import Template
+from muonlab.data.tokenizers import ByteTokenizer, about
+from muonlab.errors import InputError
+from muonlab.evaluate import team
 from muonlab.evaluate.generation import TextGenerator
 from muonlab.evaluate.loading import load_run
+from muonlab.evaluate.prompts import asked_by, left_empty
 from muonlab.train.recipe import load_recipe
 from muonlab.train.run import train
 
@@ -220,6 +227,23 @@ def test_runs_average_their_logits(here, muonlab):
     assert code == 2
     assert "were trained on prompts of different form; give one with --template, or --ensemble" in err
     assert ask(muonlab, "--average", "seven", "eight", "--template", "{{ question }}\n")[0]["problems"] == 20
+
+
+def test_runs_of_different_tokenizers_are_not_averaged(here, monkeypatch):
+    runs = {name: load_run(name, threads=1) for name in ("seven", "seven-2")}
+    other = SimpleNamespace(**{**about(ByteTokenizer()), "sha256": "another"})
+    runs["seven-2"] = replace(runs["seven-2"], known_tokenizer=other)
+    monkeypatch.setattr(team, "load_run", lambda folder, *_, **__: runs[str(folder)])
+    with pytest.raises(InputError, match="seven and seven-2 have different tokenizers; their answers can vote: --ensemble"):
+        team.gather([Path("seven"), Path("seven-2")], together="average")
+    assert len(team.gather([Path("seven"), Path("seven-2")], together="vote").models) == 2
+
+
+def test_a_question_takes_the_place_of_the_column_question_or_of_the_first():
+    told = Template(("context", "question", "answer"), "{{ context }}|{{ question }}|")
+    assert (asked_by(told)("x?"), left_empty(told)) == ("|x?|", ["context"])
+    told = Template(("instruction", "input", "output"))
+    assert (asked_by(told)("x?"), left_empty(told)) == ("x?\n", ["input"])
 
 
 def test_few_shot_prompts_are_lm_evals_and_their_stops_too(here, muonlab):

@@ -1,4 +1,4 @@
-"""Long runs, with real processes: started, listed, tailed, stopped, killed, resumed."""
+"""Long runs, with real processes: started, listed, tailed, stopped, resumed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def listed(muonlab):
     return row
 
 
-def test_a_run_in_the_background_is_listed_tailed_stopped_killed_and_resumed_to_the_same_weights(workdir, muonlab):
+def test_a_run_in_the_background_is_listed_tailed_stopped_and_resumed_to_the_same_weights(workdir, muonlab):
     code, out, err = muonlab(*BACKGROUND, "--out", "runs/x", "--json")
     assert code == 0, err
     started = json.loads(out)
@@ -69,12 +69,6 @@ def test_a_run_in_the_background_is_listed_tailed_stopped_killed_and_resumed_to_
     assert (listed(muonlab)["status"], RunFolder("runs/x").saved_steps()[-1]) == ("stopped", stopped_at)
     assert "stopped by `muonlab stop`" in muonlab("logs", "runs/x", "--lines", 1)[1]
     assert muonlab("stop", "runs/x")[:2] == (0, f"runs/x: was not running: stopped after step {stopped_at}\n")
-
-    pid = json.loads(muonlab("resume", "runs/x", "--background", "--json")[1])["pid"]
-    wait_until(reached("runs/x", stopped_at + 5))
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: listed(muonlab)["status"] == "crashed")
-    assert "was killed" in muonlab("runs", "show", "runs/x")[1]
 
     assert muonlab("resume", "runs/x", "--background", "--json")[0] == 0
     out = muonlab("logs", "runs/x", "--follow")[1]  # until it ends
@@ -136,6 +130,7 @@ def test_an_interrupted_start_leaves_no_process(workdir):
     process.communicate()  # ends when nobody holds the pipe any more
     assert process.returncode == 130
     assert not Path(f"/proc/{child}").exists()
+    assert not Path("runs/x").exists()
 
 
 def test_a_killed_start_is_told(workdir):

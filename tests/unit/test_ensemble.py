@@ -50,3 +50,10 @@ def test_models_of_different_vocabularies_are_no_ensemble():
         Averaged([config.build(19), config.build(20)])
     with pytest.raises(InputError, match="at least two models"):
         Averaged([config.build(19)])
+
+
+def test_an_ensemble_reads_as_far_as_the_model_that_reads_least():
+    gpt = [GPTConfig(layers=1, width=16, head_width=8, context=context).build(19) for context in (8, 12)]
+    mamba = MambaConfig(layers=1, width=16, ssm_head_width=8, ssm_state=8, context=4).build(19)
+    assert Averaged([mamba, *gpt]).longest == 8
+    assert Averaged([mamba, mamba]).longest is None

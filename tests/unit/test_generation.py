@@ -183,6 +183,10 @@ def test_rounding_never_leads_to_a_token_without_a_chance():
     logits = torch.full((1, 300), -torch.inf)
     logits[0, 5:8] = torch.randn(3, generator=torch.Generator().manual_seed(0))
     largest = torch.tensor([np.nextafter(1.0, 0.0)], dtype=torch.float64)
+    for seed in range(2000):
+        many = 3 * torch.randn(1, 40, generator=torch.Generator().manual_seed(seed))
+        many[0, 30:] = -torch.inf
+        assert sample(many, largest, temperature=1.0).item() < 30
     assert sample(logits, largest, temperature=1.0).item() == 7
     assert 5 <= sample(logits, largest, temperature=1.0, top_p=0.999999).item() <= 7
     assert sample(logits, torch.zeros(1, dtype=torch.float64), temperature=1.0).item() == 5
@@ -212,6 +216,7 @@ def test_the_first_stop_text_counts_wherever_its_letters_come_from():
     writer = parrot(*texts)
     found = writer.generate(["A\n", "B\n", "C\n", "D\n", "E\n"], max_tokens=60, stop=("Question:", "<|x|>", "\n\n"))
     assert found == ["x", "Quest", "Question", "aé", "Qu"]
+    assert parrot("xabcd").generate(["A\n"], max_tokens=9, stop=("cd", "abcd")) == ["x"]
 
 
 def test_tokens_of_several_letters_may_hold_a_stop_text():

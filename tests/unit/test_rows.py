@@ -108,3 +108,49 @@ def test_keys_of_rows_are_refused_elsewhere_and_leave_no_trace_when_off():
     assert set(DataConfig().model_dump(mode="json")) == {
         "source", "files", "validation_files", "validation_fraction", "text_key",
     }  # fmt: skip
+
+
+def test_word_problems_come_by_their_name_without_files_or_a_connection():
+    config = DataConfig(source="rows", files=("arithmetic-words",), subset="1-2", columns=("question", "solution"), limit=50)
+    made = folders(config)[0][0]
+    text = made.tokenizer.decode(made.train.tokens(0))
+    assert made.manifest["rows"] == 50
+    assert "?\n" in text
+    assert "####" in text
+    assert "<<" not in text
+
+
+def test_their_splits_share_no_question_and_a_file_of_that_name_goes_first():
+    from muonlab.data.sources import find_sources
+    from muonlab.evaluate.gsm8k import read_problems
+
+    (train,) = find_sources(["arithmetic-words"], subset="1-3", split="train")
+    asked = {row["question"] for _, row in zip(range(3000), (row for _, row in train.rows(0, ())))}
+    tested = read_problems(["arithmetic-words"], subset="1-3", split="test")
+    assert len(tested) == 1000
+    assert not asked & {problem.question for problem in tested}
+    assert {problem.level for problem in tested} == {1, 2, 3}
+    assert next(iter(train.rows(7, ()))) == list(train.rows(0, ()))[7]
+    for keys, message in (({"subset": "4"}, "expected 1, 2, 3 or a range"), ({"split": "dev"}, "expected the split train or test")):
+        with pytest.raises(InputError, match=message):
+            find_sources(["arithmetic-words"], **keys)
+    Path("arithmetic-words").mkdir()
+    Path("arithmetic-words/a.jsonl").write_text('{"text": "a"}\n')
+    assert find_sources(["arithmetic-words"])[0].name != "arithmetic-words"
+
+
+def test_runs_that_begin_together_prepare_once():
+    """The second waits for the first, and finds what it made."""
+    import threading
+
+    write(3000)
+    said: list[list[str]] = [[], [], []]
+    made: list[str] = []
+    threads = [threading.Thread(target=lambda s=s: made.append(folders(rows(), say=s.append)[0][0].sha256)) for s in said]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 3
+    assert len(set(made)) == 1
+    assert len(list(cache().iterdir())) == 1

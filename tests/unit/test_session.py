@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -47,6 +49,21 @@ def leave_by(error, folder):
     with folder.lock(), session(folder) as begin:
         begin(3)
         raise error
+
+
+def test_a_killed_process_is_told_from_one_that_works(folder):
+    program = (
+        "import sys, time; from muonlab.train.run_folder import RunFolder; from muonlab.train.session import session\n"
+        "folder = RunFolder(sys.argv[1])\n"
+        "with folder.lock(), session(folder) as begin: begin(0); print('begun', flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, folder.path], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"begun\n"
+    assert (standing(folder.path).state, standing(folder.path).pid) == ("running", process.pid)
+    process.kill()
+    process.communicate()
+    now = standing(folder.path)
+    assert (now.state, now.pid, now.reason) == ("crashed", None, "its process was killed, or its machine went down")
 
 
 @pytest.mark.parametrize(
@@ -152,10 +169,7 @@ def test_looking_at_a_run_never_keeps_it_from_starting(folder):
 
 
 def test_stop_reaches_a_run_of_whatever_process(workdir):
-    """Also one that has not begun to train yet and clears the folder; a note that nobody answered is for no later process."""
     recipe = load_recipe("tiny.toml", ["train.steps=100000"])
-    RunFolder("run").path.mkdir()
-    RunFolder("run").stop_file.touch()
     asked = []
 
     def ask():
@@ -174,6 +188,12 @@ def test_stop_reaches_a_run_of_whatever_process(workdir):
     assert standing("run").state == "stopped"
     assert standing("run").step == RunFolder("run").rows()[-1]["step"] >= 1
     assert stop("run", timeout=1) is False
+
+
+def test_a_note_that_nobody_answered_is_for_no_later_process(workdir):
+    RunFolder("run").path.mkdir()
+    RunFolder("run").stop_file.touch()
+    assert train(load_recipe("tiny.toml", ["train.steps=3"]), 0, "run", device="cpu", threads=1)["status"] == "finished"
 
 
 def test_a_run_that_does_not_stop_in_time_is_told(folder):

@@ -76,10 +76,11 @@ def run(arguments: list[str]) -> int:
         generation,
         presets,
         records,
+        roadmap,
         runs,
         statistics,
         training,
-    )  # fmt: skip
+    )
 
     global typed
     typed = arguments = [word for before, word in zip(["", *arguments], arguments) if (before, word) != ("--resume", "auto")]

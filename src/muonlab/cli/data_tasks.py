@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -40,18 +39,11 @@ def arithmetic_words(
         train or test.
     """
     from muonlab.data.arithmetic import write_arithmetic_words
+    from muonlab.data.embedded import levels
 
     positive("--rows", rows)
-    done = write_arithmetic_words(out, rows, levels=_levels(level), seed=seed, split=split)
+    done = write_arithmetic_words(out, rows, levels=levels(level, "level"), seed=seed, split=split)
     show({"out": str(out), **done}, json, lambda: f"{out}: {rows:,} problems for {split}, level {level}, sha256 {done['sha256']}")
-
-
-def _levels(text: str) -> tuple[int, ...]:
-    found = re.fullmatch(r"([1-3])(?:-([1-3]))?", text)
-    levels = tuple(range(int(found[1]), int(found[2] or found[1]) + 1)) if found else ()
-    if not levels:
-        raise InputError(f"--level: expected 1, 2, 3 or a range such as 1-3, got {text!r}")
-    return levels
 
 
 @data.command

@@ -51,4 +51,4 @@ def _prepared(
     if (folder / MANIFEST).exists():
         return open_prepared(folder)
     say(f"preparing {', '.join(names)} in {folder}")
-    return prepare(Plan(sources=names, held_out=held_out, **options), folder, on_progress=on_progress, say=say)
+    return prepare(Plan(sources=names, held_out=held_out, **options), folder, on_progress=on_progress, say=say, wait=True)

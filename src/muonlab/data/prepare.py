@@ -79,10 +79,12 @@ def prepare(
     on_progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
     shard_tokens: int = SHARD_TOKENS,
+    wait: bool = False,
 ) -> Prepared:
     """Prepares into the folder `out`; goes on with what an earlier call with the same plan began there.
 
-    Raises InputError for what is wrong with plan, sources or rows, and then leaves nothing behind.
+    wait: for another process that is at it, not refuse. Raises InputError for what is wrong with plan, sources or rows, and
+    then leaves nothing behind.
     """
     template, tokenizer = Template(plan.columns, plan.template), load_tokenizer(plan.tokenizer)
     reader = Reader(find_sources(plan.sources, kind=plan.kind, subset=plan.subset, split=plan.split), template, tokenizer, plan)
@@ -93,7 +95,9 @@ def prepare(
         _remove_traces(folder)  # of one that was killed when all was done
         return open_prepared(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    with _locked(folder):
+    with _locked(folder, wait, say):
+        if wait and _already(folder, request):  # while this one waited
+            return open_prepared(folder)
         work = _Work(folder, request, reader, tokenizer, on_progress, shard_tokens)
         try:
             if work.rows:
@@ -154,8 +158,8 @@ def _remove_traces(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Refuses a second process on the folder. The lock ends with its process, however that ends."""
+def _locked(folder: Path, wait: bool, say: Callable[[str], None]) -> Iterator[None]:
+    """Refuses a second process on the folder, or waits. The lock ends with its process, however that ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / _LOCK, "a")  # noqa: SIM115 (held until the with below ends)
@@ -165,7 +169,10 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"--out {folder}: another process is preparing here; wait for it, or stop it") from None
+            if not wait:
+                raise InputError(f"--out {folder}: another process is preparing here; wait for it, or stop it") from None
+            say(f"{folder}: waiting for another process that is preparing it")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

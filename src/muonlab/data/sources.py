@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from muonlab.data.embedded import EMBEDDED, Embedded
 from muonlab.data.formats import COMPRESSIONS, FORMATS, DataFile, Numbered, Row, format_of
 from muonlab.data.optional import needed
 from muonlab.data.paths import expand
@@ -69,7 +70,7 @@ class HubDataset:
             yield from ({**dict(zip(table, values)), **others} for values in zip(*table.values()))
 
 
-Source = DataFile | HubDataset
+Source = DataFile | HubDataset | Embedded
 
 
 def find_sources(
@@ -83,6 +84,9 @@ def find_sources(
     found: list[Source] = []
     for name in names:
         path = Path(name)
+        if name == EMBEDDED and not path.exists():
+            found.append(Embedded(subset, split))
+            continue
         saved = path.is_dir() and any((path / mark).is_file() for mark in _DATASET_MARKS)
         if saved or on_hub(name):
             found.append(HubDataset(name, subset, split))
@@ -99,7 +103,7 @@ def on_hub(name: str) -> bool:
     """Whether it can only be the name of a data set on the hub."""
     path = Path(name)
     named = re.fullmatch(_HUB_NAME, name) and format_of(path) is None and path.suffix not in COMPRESSIONS
-    return bool(named) and not path.exists()
+    return bool(named) and name != EMBEDDED and not path.exists()
 
 
 def _within(folder: Path) -> list[Path]:

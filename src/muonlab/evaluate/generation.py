@@ -288,8 +288,7 @@ def sample(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float 
         chances, order = chances.sort(dim=-1, descending=True, stable=True)
         chances = chances * (chances.cumsum(-1) - chances < top_p)
     total = chances.cumsum(-1)
-    below = torch.nextafter(total[:, -1:], torch.zeros_like(total[:, -1:]))  # rounding must not lead past the last token
-    token = torch.searchsorted(total, (uniform[:, None] * total[:, -1:]).minimum(below), right=True)
+    token = torch.searchsorted(total, uniform[:, None] * total[:, -1:], right=True)  # u < 1, so that u·total < total, rounded too
     return (token if order is None else order.gather(-1, token))[:, 0]
 
 
