@@ -198,23 +198,25 @@ def test_transformers_computes_the_same_logits(extras, modules, tmp_path):
         padded = model(short, attention_mask=mask).logits
         torch.testing.assert_close(padded[0, 11:], expected[0, :13], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(padded[1], expected[1], atol=1e-4, rtol=1e-4)
-        mask[0] = mask[0].flip(0)
-        short[0] = torch.cat([x[0, :13], x.new_full((11,), 7)])
-        torch.testing.assert_close(model(short, attention_mask=mask).logits[0, :13], expected[0, :13], atol=1e-4, rtol=1e-4)
+        for real in (range(13), (*range(6), *range(17, 24))):  # pads at the end; in the middle
+            short[0], mask[0] = 7, 0
+            short[0, list(real)], mask[0, list(real)] = x[0, :13], 1
+            found = model(short, attention_mask=mask).logits[0, list(real)]
+            torch.testing.assert_close(found, expected[0, :13], atol=1e-4, rtol=1e-4)
 
 
 def test_labels_are_shifted_once(modules, tmp_path):
     run = made(SMALL, ByteTokenizer())
     export(run, tmp_path / "hf", "hf")
     model, x = in_transformers(tmp_path / "hf"), tokens(3, 20)
+    with torch.inference_mode():
+        model(x)
     labels = x.clone()
     labels[0, :7] = -100
     logits = run.model(x)
     wanted = [F.cross_entropy(logits[b, t - 1], labels[b, t]) for b in range(3) for t in range(1, 20) if labels[b, t] != -100]
     output = model(x, labels=labels)
     torch.testing.assert_close(output.loss, torch.stack(wanted).mean())
-    with torch.inference_mode():
-        model(x)
     model.train()
     model(x, labels=labels).loss.backward()  # also after inference, whose tensors know no gradients
     assert all(p.grad is not None for p in model.parameters())
