@@ -72,6 +72,7 @@ def run(arguments: list[str]) -> int:
         data_tasks,
         evaluation,
         experiments,
+        export,
         generation,
         presets,
         records,

@@ -49,6 +49,14 @@ class LoadedRun:
         """Tokens that a position can see, itself included."""
         return self.recipe.model.context
 
+    @property
+    def window_blocks(self) -> int | None:
+        """The long window of the model's last optimizer step, in blocks; None: it has no sliding windows."""
+        schedule, whole = self.recipe.schedule, self.recipe.model.window_blocks
+        if schedule.windows is None or whole is None:
+            return whole
+        return schedule.window_at(max(0, self.step - 1), self.recipe.train.steps, whole)
+
     def templates(self) -> list[Template]:
         """How the prompts were made that it was trained on, each once; none for a run that was trained on plain text."""
         manifests = self.described["data"].get("manifests", [])
@@ -84,11 +92,11 @@ def load_run(
     same_kind = machine.device.partition(":")[0] == before["device"].partition(":")[0]
     machine = Machine(machine.device, before["precision"] if same_kind else "float32", machine.threads, machine.bf16_fast)
     model = _built(recipe, described, found, folder)
-    _fill(model, path)
-    step = checkpoints.step_of(path)
-    if recipe.schedule.windows is not None and recipe.model.window_blocks is not None:
-        model.set_window(recipe.schedule.window_at(max(0, step - 1), recipe.train.steps, recipe.model.window_blocks))
-    return LoadedRun(folder, recipe, step, model.to(machine.device).eval(), machine, described, found)
+    fill(model, path / "model.safetensors")
+    run = LoadedRun(folder, recipe, checkpoints.step_of(path), model.to(machine.device).eval(), machine, described, found)
+    if run.window_blocks is not None:
+        model.set_window(run.window_blocks)
+    return run
 
 
 def _described(folder: Path) -> dict[str, Any]:
@@ -134,15 +142,14 @@ def _built(recipe: Recipe, described: Mapping[str, Any], tokenizer: Tokenizer | 
     return recipe.model.build(vocabulary)
 
 
-def _fill(model: Model, path: Path) -> None:
-    """Gives the model the checkpoint's weights. Raises InputError, with what differs, where they are another model's."""
-    file = path / "model.safetensors"
+def fill(model: Model, file: Path) -> None:
+    """Gives the model the file's weights. Raises InputError, with what differs, where they are another model's."""
     try:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from None
     if problem := _misfit(model.state_dict(), weights):
-        raise InputError(f"{file}: not the weights of this run's model ({type(model).__name__}): {problem}")
+        raise InputError(f"{file}: not the weights of this model ({type(model).__name__}): {problem}")
     model.load_state_dict(weights)
 
 
