@@ -94,7 +94,6 @@ class RMSNorm(nn.Module):
 
 
 @lru_cache(maxsize=8)
-@torch.inference_mode(False)  # what is kept here may be needed for gradients later
 def rotary_table(length: int, head_width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """cos and sin (length, head_width / 2), float32: the first half of the pairs turns, at frequencies from 1 down to 1/base; the
     second half stands still. No buffers: whoever casts or loads the model leaves them as they are."""
