@@ -7,13 +7,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 
 from muonlab.errors import InputError
 from muonlab.evaluate.accuracy import compare
 from muonlab.evaluate.answers import vote
 from muonlab.evaluate.roadmap import Answers, load_roadmap, travel
 from muonlab.evaluate.roadmap_report import steps, write_report
+from muonlab.evaluate.stages import gain, standing
 
 ROOT = Path(__file__).parents[2]
 ROADMAP = """
@@ -32,21 +36,21 @@ rule = "flexible"
 [[stages]]
 name = "one"
 model = "small"
+seeds = [1]
 [[stages]]
 name = "wide"
 model = "wide"
 [[stages]]
 name = "both vote"
 model = "wide"
-seeds = [1, 2]
+together = "vote"
 samples = 2
 temperature = 1.5
 [[stages]]
 name = "averaged"
 model = "wide"
-seeds = [1, 2]
-average = true
-against = "one"
+together = "average"
+against = "wide"
 """
 RECIPE = """
 [data]
@@ -80,15 +84,15 @@ def made(tmp_path_factory):
     return folder, travelled
 
 
-def test_stages_are_votes_over_the_answers_of_their_runs(made):
+def test_stages_are_runs_by_themselves_or_votes_over_their_answers(made):
     folder, travelled = made
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["answers", "small-1", "small-2", "wide-1", "wide-2"]
-    samples = {name: len(answers.results[0].samples) for name, answers in travelled.stages.items()}
-    assert samples == {"one": 1, "wide": 1, "both vote": 4, "averaged": 1}
-    assert travelled.stages["wide"].results == travelled.greedy["wide", 1].results
-    for result in travelled.stages["both vote"].results:
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["answers", "small-1", "wide-1", "wide-2"]
+    samples = {name: [len(member.results[0].samples) for member in members] for name, members in travelled.stages.items()}
+    assert samples == {"one": [1], "wide": [1, 1], "both vote": [4], "averaged": [1]}
+    for result in travelled.stages["both vote"][0].results:
         assert result.vote == vote([sample.answer for sample in result.samples])
-    assert all(answers.work["tokens"] > 0 for answers in travelled.stages.values())
+        assert [sample.model for sample in result.samples] == ["wide-1-2x1.5"] * 2 + ["wide-2-2x1.5"] * 2
+    assert all(member.work["tokens"] > 0 for members in travelled.stages.values() for member in members)
 
 
 def test_what_is_there_is_neither_trained_nor_asked_again(made, monkeypatch):
@@ -97,9 +101,7 @@ def test_what_is_there_is_neither_trained_nor_asked_again(made, monkeypatch):
     told: list[str] = []
     again = travel(load_roadmap(folder / "words.toml"), folder / "out", threads=1, answering=lambda name, *_: told.append(name))
     assert told == []
-    texts = [[[s.text for s in r.samples] for r in t.stages["both vote"].results] for t in (travelled, again)]
-    assert texts[0] == texts[1]
-    assert [r.correct for r in again.stages["averaged"].results] == [r.correct for r in travelled.stages["averaged"].results]
+    assert again.stages == travelled.stages
 
 
 def test_answers_to_other_problems_or_damaged_ones_are_refused(made, monkeypatch, tmp_path):
@@ -117,27 +119,63 @@ def test_answers_to_other_problems_or_damaged_ones_are_refused(made, monkeypatch
         travel(load_roadmap(file), tmp_path / "copy" / "out", threads=1)
 
 
-def right(answers, correct):
+def counts(*correct, n=80):
+    """(members, problems): of each member so many right, the first ones."""
+    return np.array([[i < c for i in range(n)] for c in correct])
+
+
+def test_another_model_is_judged_over_seeds_and_not_by_one_lucky_seed():
+    """A vote is judged against the mean of its runs on the same problems; another model's runs by the spread over seeds."""
+    base, larger = counts(40, 44, 39), counts(45, 60, 52)
+    found = gain(base, larger, same_runs=False)
+    expected = stats.ttest_ind([45 / 80, 60 / 80, 52 / 80], [40 / 80, 44 / 80, 39 / 80], equal_var=False)
+    assert found.over == "seeds"
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    vote_of_them = counts(58)
+    found = gain(larger, vote_of_them, same_runs=True)
+    each = vote_of_them[0] - larger.mean(0)
+    assert found.over == "problems"
+    assert found.difference == pytest.approx(58 / 80 - (45 + 60 + 52) / 240)
+    assert found.p == pytest.approx(stats.ttest_rel(vote_of_them[0].astype(float), larger.mean(0)).pvalue)
+    assert found.low == pytest.approx(each.mean() - stats.t.ppf(0.975, 79) * each.std(ddof=1) / 80**0.5)
+    single = gain(counts(50), counts(56), same_runs=False)
+    assert single.p == compare(counts(50)[0].tolist(), counts(56)[0].tolist()).p  # McNemar's
+    assert gain(larger, larger, same_runs=True, margin=0.01).equivalent
+    assert not gain(base, larger, same_runs=False, margin=0.01).equivalent
+    assert gain(counts(40, n=8000), counts(44, n=8000), same_runs=True, margin=0.01).equivalent
+
+
+def test_the_interval_of_runs_is_over_seeds_and_of_one_answerer_over_problems():
+    several, one = standing(counts(40, 44, 39)), standing(counts(40))
+    spread = stats.t.interval(0.95, 2, loc=41 / 80, scale=stats.sem([40 / 80, 44 / 80, 39 / 80]))
+    assert (several.low, several.high) == pytest.approx(spread)
+    assert (several.over, one.over) == ("seeds", "problems")
+    assert (one.low, one.high) == pytest.approx(tuple(proportion_confint(40, 80, method="wilson")))
+
+
+def test_verdicts_are_corrected_for_the_number_of_stages(made):
+    """Alone, 4 gained and 0 lost of 80 have p = 0.04; as one of three comparisons they do not show a difference."""
+    _, travelled = made
+    stages = {}
+    for name, correct in {"one": (30,), "wide": (60, 60), "both vote": (64,), "averaged": (60,)}.items():
+        stages[name] = [some_right(travelled.stages["one"][0], c) for c in correct]
+    judged = {step.stage.name: step for step in steps(replace(travelled, stages=stages))}
+    verdicts = {name: step.verdict for name, step in judged.items()}
+    assert verdicts == {"one": "baseline", "wide": "better", "both vote": "undecided", "averaged": "undecided"}
+    alone = gain(counts(60, 60), counts(64), same_runs=True)
+    assert alone.p < 0.05
+    assert judged["both vote"].gain == alone
+    assert judged["both vote"].adjusted == pytest.approx(2 * alone.p)  # the second smallest of three
+    assert judged["averaged"].before.name == "wide"
+
+
+def some_right(answers, correct):
     """80 results, so many of them right."""
     made = []
     for i, result in enumerate(answers.results * 10):
         made.append(replace(result, vote=vote([result.problem.gold if i < correct else "-1"])))
     return Answers(made, answers.work)
-
-
-def test_verdicts_are_corrected_for_the_number_of_stages(made):
-    """Alone, 6 gained and 0 lost of 80 have p = 0.03; as one of three comparisons they do not show a difference."""
-    _, travelled = made
-    counts = {"one": 30, "wide": 60, "both vote": 66, "averaged": 30}
-    stages = {name: right(answers, counts[name]) for name, answers in travelled.stages.items()}
-    judged = {step.stage.name: step for step in steps(replace(travelled, stages=stages))}
-    verdicts = {name: step.verdict for name, step in judged.items()}
-    assert verdicts == {"one": "baseline", "wide": "better", "both vote": "undecided", "averaged": "undecided"}
-    alone = compare([i < 60 for i in range(80)], [i < 66 for i in range(80)])
-    assert alone.verdict == "better"
-    assert judged["both vote"].paired == alone
-    assert judged["both vote"].adjusted == pytest.approx(2 * alone.p)  # the second smallest of three
-    assert judged["averaged"].before.name == "one"
 
 
 def test_the_report_has_every_stage_and_run(made, tmp_path):
@@ -146,8 +184,8 @@ def test_the_report_has_every_stage_and_run(made, tmp_path):
     text, found = (tmp_path / "report.md").read_text(), json.loads((tmp_path / "results.json").read_text())
     for step, stage in zip(judged, found["stages"], strict=True):
         assert f"| {step.stage.name} |" in text
-        assert stage["correct"] == step.found.correct
-    assert [(run["model"], run["seed"]) for run in found["runs"]] == [("small", 1), ("small", 2), ("wide", 1), ("wide", 2)]
+        assert stage["value"] == step.found.value
+    assert [(run["model"], run["seed"]) for run in found["runs"]] == [("small", 1), ("wide", 1), ("wide", 2)]
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -155,9 +193,13 @@ def test_the_report_has_every_stage_and_run(made, tmp_path):
     ("change", "message"),
     [
         (('model = "small"', 'model = "smal"'), "stages.one: unknown model 'smal'; did you mean 'small'"),
-        (("seeds = [1, 2]\nsamples", "seeds = [1, 3]\nsamples"), r"stages.both vote: seeds: expected some of \[1, 2\], got \[3\]"),
+        (("seeds = [1]\n", "seeds = [3]\n"), r"stages.one: seeds: expected some of \[1, 2\], got \[3\]"),
+        (
+            ('together = "vote"', 'together = "vote"\nseeds = [1]'),
+            "stages.both vote: together: there is one run",
+        ),
         (("temperature = 1.5", ""), "stages.both vote: samples: with temperature 0 they would all be the same"),
-        (('against = "one"', 'against = "averaged"'), "stages.averaged: against: expected an earlier stage, got 'averaged'"),
+        (('against = "wide"', 'against = "averaged"'), "stages.averaged: against: expected an earlier stage, got 'averaged'"),
         (('name = "wide"', 'name = "one"'), "stages: 'one' is there twice"),
         (("width = 32", "widht = 32"), "models.wide: model.widht: unknown key; did you mean 'width'"),
         (("limit = 8", "limti = 8"), "problems.limti: unknown key"),

@@ -44,14 +44,16 @@ class Problems(BaseModel):
 
 
 class Stage(BaseModel):
-    """One way to answer: a model with one seed or several, one answer or several that vote."""
+    """One way to answer: each run of a model by itself, or its runs together; one answer of each, or several that vote."""
 
     model_config = _STRICT
 
     name: str = Field(min_length=1)
     model: str = Field(description="a name of [models]")
-    seeds: tuple[NonNegativeInt, ...] | None = Field(None, description="runs whose answers vote; default: the first seed alone")
-    average: bool = Field(False, description="average the logits of the seeds instead of voting")
+    seeds: tuple[NonNegativeInt, ...] | None = Field(None, description="default: all")
+    together: Literal["each", "vote", "average"] = Field(
+        "each", description="each: every seed by itself, the figure is their mean; vote: their answers; average: their logits"
+    )
     samples: PositiveInt = Field(1, description="answers of each run; they vote")
     temperature: float = Field(0.0, ge=0, description="0: the likeliest token")
     top_p: float = Field(1.0, gt=0, le=1)
@@ -86,8 +88,8 @@ class RoadmapConfig(BaseModel):
                 problems.append(f"stages.{stage.name}: unknown model {stage.model!r}; {did_you_mean(stage.model, self.models)}")
             if foreign := [seed for seed in stage.seeds or () if seed not in self.seeds]:
                 problems.append(f"stages.{stage.name}: seeds: expected some of {list(self.seeds)}, got {foreign}")
-            if stage.average and len(stage.seeds or ()) < 2:
-                problems.append(f"stages.{stage.name}: average: there is one run; name several seeds")
+            if stage.together != "each" and len(self.seeds_of(stage)) < 2:
+                problems.append(f"stages.{stage.name}: together: there is one run; name several seeds")
             if stage.samples > 1 and not stage.temperature:
                 problems.append(f"stages.{stage.name}: samples: with temperature 0 they would all be the same")
             if stage.against is not None and stage.against not in before:
@@ -98,7 +100,7 @@ class RoadmapConfig(BaseModel):
         return self
 
     def seeds_of(self, stage: Stage) -> tuple[int, ...]:
-        return stage.seeds or self.seeds[:1]
+        return stage.seeds or self.seeds
 
     def before(self, stage: Stage) -> Stage | None:
         """The stage that this one is compared with; None: it is the first."""
@@ -158,12 +160,12 @@ class Answers:
 
 @dataclass(frozen=True)
 class Travelled:
-    """All that a report is made of. runs: result.json and run.json of each (model, seed); greedy: each run's single answers."""
+    """All that a report is made of. runs: result.json and run.json of each (model, seed). stages: of each its members, one of each
+    seed, or one of all."""
 
     roadmap: Roadmap
     runs: dict[tuple[str, int], dict[str, Any]]
-    greedy: dict[tuple[str, int], Answers]
-    stages: dict[str, Answers]
+    stages: dict[str, list[Answers]]
 
 
 def travel(
@@ -205,20 +207,22 @@ def travel(
         weights = [runs[way.model, seed]["weights_sha256"] for seed in way.seeds]
         return _kept(out / "answers" / f"{way.name}.jsonl", way, asked, problems, weights, gathered, batch, answering, say)
 
-    greedy = {(model, seed): answers(_Way(model, (seed,), 1, 0.0, 1.0)) for model, seed in _runs(config)}
-    stages = {stage.name: _together([answers(way) for way in _ways(config, stage)]) for stage in config.stages}
-    return Travelled(roadmap, runs, greedy, stages)
+    stages = {}
+    for stage in config.stages:
+        found = [answers(way) for way in _ways(config, stage)]
+        stages[stage.name] = [_together(found)] if stage.together == "vote" else found
+    return Travelled(roadmap, runs, stages)
 
 
 def _runs(config: RoadmapConfig) -> list[tuple[str, int]]:
-    """All (model, seed), each once."""
-    named = {stage.model for stage in config.stages}
-    return [(model, seed) for model in config.models if model in named for seed in config.seeds]
+    """All (model, seed) that some stage asks, each once."""
+    asked = {(stage.model, seed) for stage in config.stages for seed in config.seeds_of(stage)}
+    return [(model, seed) for model in config.models for seed in config.seeds if (model, seed) in asked]
 
 
 def _ways(config: RoadmapConfig, stage: Stage) -> Iterator[_Way]:
     seeds = config.seeds_of(stage)
-    for group in [seeds] if stage.average else [(seed,) for seed in seeds]:
+    for group in [seeds] if stage.together == "average" else [(seed,) for seed in seeds]:
         yield _Way(stage.model, group, stage.samples, stage.temperature, stage.top_p)
 
 
