@@ -47,11 +47,19 @@ def test_commands_run_as_printed(page, tmp_path, monkeypatch, muonlab):
 
 
 def test_experiments_in_the_docs_are_valid(tmp_path):
+    from muonlab.evaluate.roadmap import load_roadmap
     from muonlab.lab.experiment import load_experiment
 
     for i, text in enumerate(block for page in PAGES for block in blocks(page, "toml")):
         tomllib.loads(text)
         if text.startswith("# recipes/"):  # that of a family which is not there: tests/cli/test_family_of_ones_own.py
+            continue
+        if text.startswith("# roadmap"):
+            (tmp_path / "recipes").mkdir(exist_ok=True)
+            (tmp_path / "recipes/words.toml").write_bytes((ROOT / "recipes/words.toml").read_bytes())
+            (tmp_path / "recipes/roadmap.toml").write_text(text)
+            assert load_roadmap(tmp_path / "recipes/roadmap.toml").config.stages
+            (tmp_path / "recipes/roadmap.toml").unlink()
             continue
         (tmp_path / "experiments").mkdir(exist_ok=True)
         shutil.copytree(ROOT / "recipes", tmp_path / "recipes", dirs_exist_ok=True)
@@ -79,6 +87,14 @@ def test_readme_shows_the_committed_report():
     assert "uncommitted" not in figures["provenance"]["code"]
     for sentence in figures["answer"]:
         assert sentence in readme
+
+
+def test_what_is_quoted_of_the_roadmap_is_in_its_report():
+    report = (ROOT / "roadmaps/words/report.md").read_text()
+    quotes = re.findall(r"^> (.*)$", (ROOT / "docs/evaluation.md").read_text(), flags=re.MULTILINE)
+    assert len(quotes) == 4
+    for quote in quotes:
+        assert f"- {quote}\n" in report
 
 
 def test_links_of_the_pages_lead_somewhere():

@@ -194,10 +194,7 @@ def test_the_report_has_every_stage_and_run(made, tmp_path):
     [
         (('model = "small"', 'model = "smal"'), "stages.one: unknown model 'smal'; did you mean 'small'"),
         (("seeds = [1]\n", "seeds = [3]\n"), r"stages.one: seeds: expected some of \[1, 2\], got \[3\]"),
-        (
-            ('together = "vote"', 'together = "vote"\nseeds = [1]'),
-            "stages.both vote: together: there is one run",
-        ),
+        (('together = "vote"', 'together = "vote"\nseeds = [1]'), "stages.both vote: together: there is one run"),
         (("temperature = 1.5", ""), "stages.both vote: samples: with temperature 0 they would all be the same"),
         (('against = "wide"', 'against = "averaged"'), "stages.averaged: against: expected an earlier stage, got 'averaged'"),
         (('name = "wide"', 'name = "one"'), "stages: 'one' is there twice"),
@@ -224,3 +221,15 @@ def test_the_shipped_roadmap_reads_with_all_its_profiles():
         assert all(recipe.data.files == ("TIGER-Lab/MathInstruct",) for recipe in loaded.recipes.values())
     with pytest.raises(InputError, match="unknown profile 'gpuu'; did you mean 'gpu'"):
         load_roadmap(path, profile="gpuu")
+
+
+def test_the_committed_report_is_of_the_committed_roadmap():
+    """Its runs are those of the recipes as they are now, trained by committed code; its stages are the file's."""
+    loaded, found = load_roadmap(ROOT / "roadmaps/words.toml"), json.loads((ROOT / "roadmaps/words/results.json").read_text())
+    assert found["question"] == loaded.config.question
+    assert [stage["name"] for stage in found["stages"]] == [stage.name for stage in loaded.config.stages]
+    assert {(run["model"], run["seed"]): run["id"] for run in found["runs"]} == {
+        (model, seed): loaded.recipes[model].run_id(seed) for model in loaded.config.models for seed in loaded.config.seeds
+    }
+    assert not any(run["provenance"]["git"]["dirty"] for run in found["runs"])
+    assert {**loaded.config.problems.model_dump(mode="json"), "asked": 500} == found["problems"]
