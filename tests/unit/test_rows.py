@@ -95,6 +95,60 @@ def test_held_out_files_are_held_out_whole():
     assert (len(found.train), len(found.validation)) == (60, 7)
 
 
+@pytest.mark.parametrize(
+    ("files", "held"),
+    [("*.jsonl", "held.jsonl"), (".", "./h*.jsonl"), ("rows.jsonl,held.jsonl", "link.jsonl"), ("in,rows.jsonl", "held.jsonl")],
+)
+def test_a_held_out_file_is_not_trained_on_whatever_names_it(files, held):
+    write(9)
+    write(4, "held.jsonl")
+    if held == "link.jsonl":
+        os.symlink("held.jsonl", "link.jsonl")
+    if files.startswith("in"):
+        os.mkdir("in")
+        os.link("held.jsonl", "in/same_content.jsonl")  # another file: what is held out is the file that is named
+        os.symlink("../held.jsonl", "in/link.jsonl")
+    named = DataConfig(source="rows", files=tuple(files.split(",")), validation_files=(held,), columns=("q", "a"))
+    made, validation = folders(named)
+    sources = [source["name"] for source in made[0].manifest["sources"]]
+    assert sources == (["same_content.jsonl", "rows.jsonl"] if files.startswith("in") else ["rows.jsonl"])
+    assert validation[0].manifest["rows"] == 4
+    assert len(validation[0].train) == 4
+
+
+def test_what_is_held_out_whole_leaves_nothing_to_train_on():
+    write(9)
+    with pytest.raises(InputError, match=r"validation_files: holds out all that files names \(rows.jsonl\): name more files"):
+        folders(rows(validation_files=("*.jsonl",), validation_fraction=0.05))
+
+
+@pytest.mark.parametrize("name", ["arithmetic-words", "owner/sums", "saved"])
+def test_a_data_set_is_not_both_trained_on_and_held_out(name):
+    """Known by its name alone: neither a connection nor the library is asked."""
+    if name == "saved":
+        os.mkdir(name)
+        Path("saved/dataset_info.json").write_text("{}")
+    config = DataConfig(
+        source="rows", files=(name,), validation_files=("./saved/" if name == "saved" else name,), columns=("q", "a")
+    )
+    with pytest.raises(InputError, match=f"validation_files: {name} is trained on as well"):
+        folders(config)
+    assert not cache().exists()
+
+
+@pytest.mark.parametrize("held", ["made", "../here/made", "copy"])
+def test_a_prepared_folder_is_not_both_trained_on_and_held_out(held, monkeypatch):
+    import shutil
+
+    os.mkdir("here")
+    monkeypatch.chdir("here")
+    write(30)
+    prepare(Plan(["rows.jsonl"], columns=("q", "a")), "made")
+    shutil.copytree("made", "copy")
+    with pytest.raises(InputError, match=r"validation_files: \S+ is trained on as well \(files: made\)"):
+        corpus.load(DataConfig(source="prepared", files=("made",), validation_files=(held,)))
+
+
 def test_a_missing_column_is_named_and_nothing_is_left(tmp_path):
     write(60)
     with pytest.raises(InputError, match="expected a column 'question'; there are: q, a"):
