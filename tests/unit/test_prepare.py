@@ -365,6 +365,51 @@ def test_two_runs_give_equal_bytes_and_copies_too():
     assert not {".lock", "progress.json", "seen.u64"} & set(first)
 
 
+def test_other_content_of_the_same_name_size_and_time_is_another_preparation():
+    os.mkdir("one")
+    os.mkdir("two")
+    for folder, text in (("one", "a"), ("two", "b")):
+        write(f"{folder}/rows.jsonl", [{"text": text}])
+        os.utime(f"{folder}/rows.jsonl", (1, 1))
+    prepared = made("one/rows.jsonl", held_out=0)
+    content = Path("one/rows.jsonl").read_bytes()
+    assert prepared.manifest["sources"][0]["sha256"] == hashlib.sha256(content).hexdigest()
+    with pytest.raises(InputError, match=r"another preparation \(sources: two/rows.jsonl has not the content that was prepared"):
+        made("two/rows.jsonl", held_out=0)
+    Path("two/rows.jsonl").write_bytes(content)
+    heard = []
+    assert made("two/rows.jsonl", held_out=0, say=heard.append).sha256 == prepared.sha256
+    assert heard == ["out: already prepared"]
+
+
+def test_other_content_of_the_same_name_size_and_time_does_not_go_on_with_what_was_stopped():
+    for folder, text in (("one", "a"), ("two", "b")):
+        os.mkdir(folder)
+        write(f"{folder}/rows.jsonl", [{"text": text}])
+        os.utime(f"{folder}/rows.jsonl", (1, 1))
+
+    def stop(_):
+        raise Killed
+
+    with pytest.raises(Killed):
+        made("one/rows.jsonl", held_out=0, on_progress=stop)
+    with pytest.raises(InputError, match="holds another preparation"):
+        made("two/rows.jsonl", held_out=0)
+    assert texts(made("one/rows.jsonl", held_out=0)) == [("", "a")]
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused_and_nothing_is_left():
+    write("rows.jsonl")
+
+    def append(_):
+        with open("rows.jsonl", "a") as file:
+            file.write('{"question": "late", "answer": "late"}\n')
+
+    with pytest.raises(InputError, match=r"rows\.jsonl: changed while it was read"):
+        made("rows.jsonl", columns=QA, on_progress=append)
+    assert not Path("out").exists()
+
+
 def test_hashes_that_were_saved_and_forgotten_come_again(tmp_path):
     seen = Seen(tmp_path / "seen", 0)
     assert seen.first(np.array([5, 3, 5, 9], np.uint64)).tolist() == [True, True, False, True]

@@ -58,6 +58,20 @@ def test_they_are_prepared_once_and_again_when_they_change():
     assert len(list(cache().iterdir())) == 3
 
 
+def test_files_of_another_working_directory_are_others(monkeypatch):
+    """The same names, sizes and times, as of two unpacked archives."""
+    found = []
+    for folder, n in (("one", 33), ("two", 44)):
+        os.mkdir(folder)
+        monkeypatch.chdir(folder)
+        write(20)
+        Path("rows.jsonl").write_text(Path("rows.jsonl").read_text().replace('"11"', f'"{n}"'))
+        os.utime("rows.jsonl", (1, 1))
+        found.append(folders(rows())[0][0].manifest["rows_sha256"])
+        monkeypatch.chdir("..")
+    assert found[0] != found[1]
+
+
 def test_a_tokenizer_file_that_changes_prepares_anew():
     from muonlab.data.tokenizers import train_bpe
 

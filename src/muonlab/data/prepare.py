@@ -22,9 +22,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from muonlab.data.examples import Example, Reader
+from muonlab.data.formats import DataFile
 from muonlab.data.prepared import MANIFEST, SPLITS, Prepared, open_prepared
 from muonlab.data.seen import Seen
-from muonlab.data.sources import find_sources
+from muonlab.data.sources import Source, find_sources
 from muonlab.data.template import Template
 from muonlab.data.tokenizers import TokenIds, Tokenizer, about, load_tokenizer
 from muonlab.errors import InputError
@@ -90,13 +91,13 @@ def prepare(
     reader = Reader(find_sources(plan.sources, kind=plan.kind, subset=plan.subset, split=plan.split), template, tokenizer, plan)
     request = _request(plan, reader, template, tokenizer)
     folder = Path(out)
-    if _already(folder, request):
+    if _already(folder, request, reader.sources):
         say(f"{out}: already prepared")
         _remove_traces(folder)  # of one that was killed when all was done
         return open_prepared(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     with _locked(folder, wait, say):
-        if wait and _already(folder, request):  # while this one waited
+        if wait and _already(folder, request, reader.sources):  # while this one waited
             return open_prepared(folder)
         work = _Work(folder, request, reader, tokenizer, on_progress, shard_tokens)
         try:
@@ -128,18 +129,26 @@ def _request(plan: Plan, reader: Reader, template: Template, tokenizer: Tokenize
     }
 
 
+def _without(about: list[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
+    return [{key: value for key, value in source.items() if key not in keys} for source in about]
+
+
 def _lasting(request: dict[str, Any]) -> dict[str, Any]:
     """The request without what a copy of the same files changes."""
-    return {**request, "sources": [{k: v for k, v in source.items() if k != "changed"} for source in request["sources"]]}
+    return {**request, "sources": _without(request["sources"], "changed", "path")}
 
 
-def _already(folder: Path, request: dict[str, Any]) -> bool:
+def _already(folder: Path, request: dict[str, Any], sources: Sequence[Source]) -> bool:
     """Whether the folder holds just this. Raises InputError where it holds anything else."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: expected a folder, or a name for a new one, got a file")
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if MANIFEST in inside:
-        _same(folder, open_prepared(folder).manifest, _lasting(request))
+        there = open_prepared(folder).manifest
+        _same(folder, {**there, "sources": _without(there["sources"], "sha256")}, _lasting(request))
+        for source, entry in zip(sources, there["sources"], strict=True):  # the same names and sizes: what is in them?
+            if isinstance(source, DataFile) and source.sha256() != entry.get("sha256"):
+                raise _another(folder, f"sources: {source.path} has not the content that was prepared")
         return True
     if inside - {_LOCK, f"{_PROGRESS}.tmp"} and _PROGRESS not in inside:
         raise InputError(f"--out {folder}: holds something else ({sorted(inside)[0]}, ...): choose a new folder")
@@ -149,7 +158,11 @@ def _already(folder: Path, request: dict[str, Any]) -> bool:
 def _same(folder: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
     differ = [f"{key}: {there.get(key)} there, {value} now" for key, value in now.items() if there.get(key) != value]
     if differ:
-        raise InputError(f"--out {folder}: holds another preparation ({'; '.join(differ)}): delete it, or choose a new folder")
+        raise _another(folder, "; ".join(differ))
+
+
+def _another(folder: Path, why: str) -> InputError:
+    return InputError(f"--out {folder}: holds another preparation ({why}): delete it, or choose a new folder")
 
 
 def _remove_traces(folder: Path) -> None:
@@ -321,9 +334,12 @@ class _Work:
     def _finish(self) -> None:
         self.tokenizer.save(self.folder / "tokenizer.json")
         files = [*self._files(), self.folder / "tokenizer.json"]
+        lasting = _lasting(self.request)
+        for source, entry in zip(self.reader.sources, lasting["sources"], strict=True):
+            entry |= {"sha256": source.sha256()} if isinstance(source, DataFile) else {}
         manifest = {
             "format": 1,
-            **_lasting(self.request),
+            **lasting,
             "rows": self.rows,
             "rows_sha256": self.state["rows_sha256"],
             "duplicates": self.state["duplicates"],
