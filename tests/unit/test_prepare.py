@@ -365,6 +365,22 @@ def test_two_runs_give_equal_bytes_and_copies_too():
     assert not {".lock", "progress.json", "seen.u64"} & set(first)
 
 
+def test_the_format_is_part_of_what_is_prepared():
+    """The same file read as text is another preparation, whether the first was finished or stopped."""
+    write("rows", [{"text": "a"}])
+    made("rows", kind="jsonl", held_out=0)
+    with pytest.raises(InputError, match="holds another preparation"):
+        made("rows", kind="text", held_out=0)
+
+    def stop(_):
+        raise Killed
+
+    with pytest.raises(Killed):
+        made("rows", kind="jsonl", held_out=0, on_progress=stop, out="stopped")
+    with pytest.raises(InputError, match="holds another preparation"):
+        made("rows", kind="text", held_out=0, out="stopped")
+
+
 def test_other_content_of_the_same_name_size_and_time_is_another_preparation():
     os.mkdir("one")
     os.mkdir("two")

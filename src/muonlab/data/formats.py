@@ -56,7 +56,7 @@ class DataFile:
     def __init__(self, path: Path, kind: str) -> None:
         self.path, self.kind, self.name = path, kind, path.name
         self.size, self._changed = self._stat()
-        self.identity = {"name": path.name, "bytes": self.size, "changed": self._changed, "path": str(path.resolve())}
+        self.identity = {"name": path.name, "kind": kind, "bytes": self.size, "changed": self._changed, "path": str(path.resolve())}
         self._raw: Any = None
 
     def sha256(self) -> str:
