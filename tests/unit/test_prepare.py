@@ -227,6 +227,17 @@ def test_json_is_decoded_row_by_row(monkeypatch):
             assert [row for _, row in formats.DataFile(Path(name), "json").rows(0, ())] == rows
 
 
+@pytest.mark.parametrize("after", ['[{"text": "b"}]', '{"text": "b"}', "]", ",", "x", "\x00"])
+@pytest.mark.parametrize("chunk", [1, 1 << 16])
+def test_what_follows_an_array_is_not_cut_silently(monkeypatch, after, chunk):
+    monkeypatch.setattr(formats, "_CHUNK", chunk)
+    Path("a.json").write_text('[{"text": "a"}]' + " \r\n\t" * 3)
+    assert [row for _, row in formats.DataFile(Path("a.json"), "json").rows(0, ())] == [{"text": "a"}]
+    Path("b.json").write_text('[{"text": "a"}] \n\n ' + after)
+    with pytest.raises(InputError, match=r"b\.json: expected nothing after the array's end \(row 1\), got"):
+        list(formats.DataFile(Path("b.json"), "json").rows(0, ()))
+
+
 def test_folders_globs_and_several_sources_are_read_in_order():
     os.makedirs("folder/deep/.hidden")
     for i, name in enumerate(["folder/b.jsonl", "folder/a.jsonl", "folder/deep/c.jsonl", "folder/deep/.hidden/d.jsonl", "z.jsonl"]):

@@ -160,6 +160,7 @@ def _json(source: DataFile, skip: int) -> Numbered[Row]:
         while True:
             text = text.lstrip(_SEPARATORS)
             if array and text.startswith("]"):
+                _at_end(source, number, text[1:], file)
                 return
             try:
                 row, end = decoder.raw_decode(text)
@@ -177,6 +178,17 @@ def _json(source: DataFile, skip: int) -> Numbered[Row]:
                 yield number, _object(row, f"{source.path}, row {number}")
             if len(text) < _CHUNK:
                 text += file.read(_CHUNK)
+
+
+def _at_end(source: DataFile, number: int, text: str, file: io.TextIOWrapper) -> None:
+    """Raises InputError for anything but white space after an array."""
+    while text and not (after := text.strip(" \t\r\n")):
+        text = file.read(_CHUNK)
+    if text:
+        raise InputError(
+            f"{source.path}: expected nothing after the array's end (row {number}), got {after[:20]!r}: name a file of one array, "
+            "or of objects one after the other"
+        )
 
 
 def _may_go_on(error: Exception, text: str) -> bool:
