@@ -128,6 +128,25 @@ def test_spans_are_kept_or_dropped():
 
 
 @pytest.mark.parametrize(
+    ("step", "numbers"),
+    [
+        ("That makes 24, so", [24]),
+        ("She has 24, and 3.", [24, 3]),
+        ("1,200, of 1,200,000.", [1200, 10**6 * Fraction(12, 10)]),
+        ("1,2,3", [1, 2, 3]),
+        ("12,34", [12, 34]),
+        ("-1,064.50, .5,", [Fraction("-1064.5"), Fraction(1, 2)]),
+    ],
+)
+def test_a_comma_after_a_number_is_no_part_of_it(step, numbers):
+    for number in numbers:
+        assert Solution((step,), Fraction(number)).shown
+    assert not Solution((step,), Fraction(7)).shown
+    value = write_number(Fraction(numbers[0]))
+    assert read_solution(f"<<{value}+0={value}>>{step.removeprefix('That makes ').removeprefix('She has ')}\n#### {value}").shown
+
+
+@pytest.mark.parametrize(
     ("text", "kind"),
     [
         ("6 * 3 = 18", "no answer"),
