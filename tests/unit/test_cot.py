@@ -90,6 +90,25 @@ def test_what_is_no_sum_is_none(text):
     assert calculate(text) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("20/50%", 40), ("50%", Fraction(1, 2)), ("20*50%", 10), ("100-5.%", Fraction(9995, 100)), ("-.5%", Fraction(-1, 200))),
+        *(
+            ("2/12.5%/4", 4),
+            ("05%", Fraction(1, 20)),
+            ("50%%", None),
+            ("1.2.3%", None),
+            ("2 50%", None),
+            ("50%3", None),
+            ("%", None),
+        ),
+    ],
+)
+def test_a_percent_sign_is_of_its_number_alone(text, value):
+    assert calculate(text) == value
+
+
 def test_a_value_may_be_shown_rounded_or_cut():
     third, two_thirds = calculate("10/3"), calculate("2/3")
     assert all(rounds_to(third, shown) for shown in ("3.33", "3.3", "3", "3.3333333"))
