@@ -222,3 +222,48 @@ def test_runs_that_begin_together_prepare_once():
     assert len(made) == 3
     assert len(set(made)) == 1
     assert len(list(cache().iterdir())) == 1
+
+
+@pytest.mark.parametrize("failing", [1, 2, 4])
+def test_runs_that_wait_for_one_that_fails_prepare_for_themselves(monkeypatch, failing):
+    """The first fails when the others wait; of them as many as are to fail do. Each says what was wrong, or has what it needs."""
+    import threading
+
+    from muonlab.data import prepare as module
+
+    write(50)
+    waiting, began, real = threading.Semaphore(0), [], module._Work.run
+    ended: list[object] = []
+
+    def run(work):
+        began.append(work)
+        if len(began) == 1:
+            for _ in range(3):
+                assert waiting.acquire(timeout=60)
+        if len(began) <= failing:
+            raise InputError("no good row")
+        real(work)
+
+    def one():
+        try:
+            ended.append(folders(rows(), say=lambda text: waiting.release() if "waiting for" in text else None)[0][0].sha256)
+        except InputError as error:
+            ended.append(str(error))
+        except Exception as error:
+            ended.append(error)
+
+    monkeypatch.setattr(module._Work, "run", run)
+    threads = [threading.Thread(target=one) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    good = [end for end in ended if end != "no good row"]
+    assert len(ended) - len(good) == failing
+    assert len(began) == min(4, failing + 1), "one of those that waited prepares for the others"
+    left = {path.name for path in cache().rglob("*") if path.parent != cache()}
+    assert ("manifest.json" in left) == (failing < 4)
+    assert not {".lock", "progress.json"} & left
+    assert len(list(cache().glob("*"))) == (failing < 4), "not even an empty folder"
+    if failing < 4:
+        assert set(good) == {folders(rows())[0][0].sha256}

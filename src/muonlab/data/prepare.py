@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TextIO
 
 import numpy as np
 
@@ -91,13 +91,13 @@ def prepare(
     reader = Reader(find_sources(plan.sources, kind=plan.kind, subset=plan.subset, split=plan.split), template, tokenizer, plan)
     request = _request(plan, reader, template, tokenizer)
     folder = Path(out)
-    if _already(folder, request, reader.sources):
+    if (not wait or (folder / MANIFEST).exists()) and _already(folder, request, reader.sources):
         say(f"{out}: already prepared")
         _remove_traces(folder)  # of one that was killed when all was done
         return open_prepared(folder)
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    with _locked(folder, wait, say):
-        if wait and _already(folder, request, reader.sources):  # while this one waited
+    with _locked(folder, wait, say) as made:
+        if _already(folder, request, reader.sources):  # since another had the lock
+            _remove_traces(folder)
             return open_prepared(folder)
         work = _Work(folder, request, reader, tokenizer, on_progress, shard_tokens)
         try:
@@ -106,7 +106,7 @@ def prepare(
             work.run()
         except InputError:
             work.discard()
-            for path in missing if not work.resumed else [folder]:
+            for path in made if not work.resumed else [folder]:
                 with contextlib.suppress(OSError):
                     path.rmdir()
             raise
@@ -171,22 +171,49 @@ def _remove_traces(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, wait: bool, say: Callable[[str], None]) -> Iterator[None]:
-    """Refuses a second process on the folder, or waits. The lock ends with its process, however that ends."""
+def _locked(folder: Path, wait: bool, say: Callable[[str], None]) -> Iterator[list[Path]]:
+    """Refuses a second process on the folder, or waits. Gives the folders that were made for it. The lock ends with its process,
+    however that ends."""
+    made: list[Path] = []
+    waited = False
+    while True:
+        with _lock_file(folder, made) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    raise InputError(f"--out {folder}: another process is preparing here; wait for it, or stop it") from None
+                if not waited:
+                    say(f"{folder}: waiting for another process that is preparing it")
+                waited = True
+                fcntl.flock(file, fcntl.LOCK_EX)
+                made = made or [folder]  # that process made it, and where it fails leaves it to this one
+            if _is_there(file, folder / _LOCK):
+                yield made
+                return
+        # who had the lock has removed its file: another may have made a new one
+
+
+def _lock_file(folder: Path, made: list[Path], attempts: int = 9) -> TextIO:
+    """Opens the folder's lock, and adds to `made` the folders that are made for that."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists() and path not in made]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / _LOCK, "a")  # noqa: SIM115 (held until the with below ends)
+        file = open(folder / _LOCK, "a")  # noqa: SIM115 (held by whom it is given to)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and attempts:  # a process that failed removed the folder in between
+            return _lock_file(folder, made, attempts - 1)
         raise InputError(f"--out {folder}: cannot be written: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise InputError(f"--out {folder}: another process is preparing here; wait for it, or stop it") from None
-            say(f"{folder}: waiting for another process that is preparing it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    made += missing
+    return file
+
+
+def _is_there(file: TextIO, path: Path) -> bool:
+    """Whether the path still stands for this open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @dataclass
