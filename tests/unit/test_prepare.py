@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import hashlib
 import json
@@ -494,3 +495,50 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(monkeypatch, name, batches):
     assert (heard == []) == (batches == 0), heard
     assert sums(open_prepared("out").folder) == sums(open_prepared("whole").folder)
     assert len(open_prepared("out").manifest["train"]["shards"]) > 3
+
+
+def test_a_full_disk_is_said_and_the_same_command_goes_on(monkeypatch):
+    """A limit on the size of a file stands for the disk: the system's own error, in the middle of a write."""
+    import resource
+
+    monkeypatch.setattr(prepare, "_BATCH_ROWS", 6)
+    monkeypatch.setattr(prepare, "_SAVE_EVERY", 0.0)
+    write("rows.jsonl")
+    made("rows.jsonl", columns=QA, out="whole")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size, left in ((200, "progress.json.tmp"), (4000, "progress.json")):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            with pytest.raises(RunError, match="out: cannot be written: File too large; the same command goes on from there"):
+                made("rows.jsonl", columns=QA)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert Path("out", left).exists()
+    heard = []
+    assert sums(made("rows.jsonl", columns=QA, say=heard.append).folder) == sums(Path("whole"))
+    assert "goes on after row" in heard[0]
+
+
+def test_a_disk_without_room_for_the_folder_is_no_bad_input(monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write("rows.jsonl")
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(RunError, match="--out out: cannot be written: No space left on device"):
+        made("rows.jsonl", columns=QA)
+
+
+def test_a_stopped_preparation_that_lacks_a_file_says_which():
+    write("rows.jsonl")
+
+    def stop(_):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "_SAVE_EVERY", 0.0)
+        with pytest.raises(Killed):
+            made("rows.jsonl", columns=QA, on_progress=stop)
+    Path("out/train-00000.index").unlink()
+    with pytest.raises(InputError, match=r"out: damaged: out/train-00000\.index is missing; delete the folder"):
+        made("rows.jsonl", columns=QA)

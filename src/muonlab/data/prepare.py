@@ -9,6 +9,7 @@ manifest.json is written last.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -28,12 +29,13 @@ from muonlab.data.seen import Seen
 from muonlab.data.sources import Source, find_sources
 from muonlab.data.template import Template
 from muonlab.data.tokenizers import TokenIds, Tokenizer, about, load_tokenizer
-from muonlab.errors import InputError
+from muonlab.errors import InputError, RunError
 from muonlab.files import sha256_of, sync_directory, write_atomically
 
 Mask = Literal["prompt", "none"]
 
 _PROGRESS, _SEEN, _LOCK = "progress.json", "seen.u64", ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _BATCH_ROWS, _BATCH_CHARACTERS = 1024, 1 << 18  # what is tokenized at a time
 _SAVE_EVERY = 2.0  # seconds between two points that a killed preparation can go on from
 SHARD_TOKENS = 1 << 27  # a new shard begins after the document that reaches this
@@ -85,7 +87,7 @@ def prepare(
     """Prepares into the folder `out`; goes on with what an earlier call with the same plan began there.
 
     wait: for another process that is at it, not refuse. Raises InputError for what is wrong with plan, sources or rows, and
-    then leaves nothing behind.
+    then leaves nothing behind; RunError where the folder cannot be written to its end.
     """
     template, tokenizer = Template(plan.columns, plan.template), load_tokenizer(plan.tokenizer)
     reader = Reader(find_sources(plan.sources, kind=plan.kind, subset=plan.subset, split=plan.split), template, tokenizer, plan)
@@ -95,7 +97,7 @@ def prepare(
         say(f"{out}: already prepared")
         _remove_traces(folder)  # of one that was killed when all was done
         return open_prepared(folder)
-    with _locked(folder, wait, say) as made:
+    with _locked(folder, wait, say) as made, _writing(folder):
         if _already(folder, request, reader.sources):  # since another had the lock
             _remove_traces(folder)
             return open_prepared(folder)
@@ -203,9 +205,23 @@ def _lock_file(folder: Path, made: list[Path], attempts: int = 9) -> TextIO:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and attempts:  # a process that failed removed the folder in between
             return _lock_file(folder, made, attempts - 1)
-        raise InputError(f"--out {folder}: cannot be written: {error.strerror}") from None
+        kind = RunError if error.errno in _FULL else InputError
+        raise kind(f"--out {folder}: cannot be written: {error.strerror}") from None
     made += missing
     return file
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """What fails to be written in there, in words. Sources have their own."""
+    try:
+        yield
+    except BrokenPipeError:  # of the terminal
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{folder}: damaged: {error.filename} is missing; delete the folder, and prepare it again") from None
+    except OSError as error:  # a full disk, most of all
+        raise RunError(f"{folder}: cannot be written: {error.strerror or error}; the same command goes on from there") from None
 
 
 def _is_there(file: TextIO, path: Path) -> bool:
