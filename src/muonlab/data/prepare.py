@@ -9,33 +9,31 @@ manifest.json is written last.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from muonlab.data.examples import Example, Reader
 from muonlab.data.formats import DataFile
+from muonlab.data.lock import LOCK, locked, writing
 from muonlab.data.prepared import MANIFEST, SPLITS, Prepared, open_prepared
 from muonlab.data.seen import Seen
 from muonlab.data.sources import Source, find_sources
 from muonlab.data.template import Template
 from muonlab.data.tokenizers import TokenIds, Tokenizer, about, load_tokenizer
-from muonlab.errors import InputError, RunError
+from muonlab.errors import InputError
 from muonlab.files import sha256_of, sync_directory, write_atomically
 
 Mask = Literal["prompt", "none"]
 
-_PROGRESS, _SEEN, _LOCK = "progress.json", "seen.u64", ".lock"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PROGRESS, _SEEN = "progress.json", "seen.u64"
 _BATCH_ROWS, _BATCH_CHARACTERS = 1024, 1 << 18  # what is tokenized at a time
 _SAVE_EVERY = 2.0  # seconds between two points that a killed preparation can go on from
 SHARD_TOKENS = 1 << 27  # a new shard begins after the document that reaches this
@@ -97,7 +95,7 @@ def prepare(
         say(f"{out}: already prepared")
         _remove_traces(folder)  # of one that was killed when all was done
         return open_prepared(folder)
-    with _locked(folder, wait, say) as made, _writing(folder):
+    with locked(folder, wait, say) as made, writing(folder):
         if _already(folder, request, reader.sources):  # since another had the lock
             _remove_traces(folder)
             return open_prepared(folder)
@@ -152,7 +150,7 @@ def _already(folder: Path, request: dict[str, Any], sources: Sequence[Source]) -
             if isinstance(source, DataFile) and source.sha256() != entry.get("sha256"):
                 raise _another(folder, f"sources: {source.path} has not the content that was prepared")
         return True
-    if inside - {_LOCK, f"{_PROGRESS}.tmp"} and _PROGRESS not in inside:
+    if inside - {LOCK, f"{_PROGRESS}.tmp"} and _PROGRESS not in inside:
         raise InputError(f"--out {folder}: holds something else ({sorted(inside)[0]}, ...): choose a new folder")
     return False
 
@@ -168,68 +166,8 @@ def _another(folder: Path, why: str) -> InputError:
 
 
 def _remove_traces(folder: Path) -> None:
-    for name in (_PROGRESS, f"{_PROGRESS}.tmp", _SEEN, _LOCK):
+    for name in (_PROGRESS, f"{_PROGRESS}.tmp", _SEEN, LOCK):
         (folder / name).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, wait: bool, say: Callable[[str], None]) -> Iterator[list[Path]]:
-    """Refuses a second process on the folder, or waits. Gives the folders that were made for it. The lock ends with its process,
-    however that ends."""
-    made: list[Path] = []
-    waited = False
-    while True:
-        with _lock_file(folder, made) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not wait:
-                    raise InputError(f"--out {folder}: another process is preparing here; wait for it, or stop it") from None
-                if not waited:
-                    say(f"{folder}: waiting for another process that is preparing it")
-                waited = True
-                fcntl.flock(file, fcntl.LOCK_EX)
-                made = made or [folder]  # that process made it, and where it fails leaves it to this one
-            if _is_there(file, folder / _LOCK):
-                yield made
-                return
-        # who had the lock has removed its file: another may have made a new one
-
-
-def _lock_file(folder: Path, made: list[Path], attempts: int = 9) -> TextIO:
-    """Opens the folder's lock, and adds to `made` the folders that are made for that."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists() and path not in made]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / _LOCK, "a")  # noqa: SIM115 (held by whom it is given to)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and attempts:  # a process that failed removed the folder in between
-            return _lock_file(folder, made, attempts - 1)
-        kind = RunError if error.errno in _FULL else InputError
-        raise kind(f"--out {folder}: cannot be written: {error.strerror}") from None
-    made += missing
-    return file
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """What fails to be written in there, in words. Sources have their own."""
-    try:
-        yield
-    except BrokenPipeError:  # of the terminal
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: damaged: {error.filename} is missing; delete the folder, and prepare it again") from None
-    except OSError as error:  # a full disk, most of all
-        raise RunError(f"{folder}: cannot be written: {error.strerror or error}; the same command goes on from there") from None
-
-
-def _is_there(file: TextIO, path: Path) -> bool:
-    """Whether the path still stands for this open file."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 @dataclass
