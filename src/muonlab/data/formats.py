@@ -182,9 +182,10 @@ def _json(source: DataFile, skip: int) -> Numbered[Row]:
 
 def _at_end(source: DataFile, number: int, text: str, file: io.TextIOWrapper) -> None:
     """Raises InputError for anything but white space after an array."""
+    after = ""
     while text and not (after := text.strip(" \t\r\n")):
         text = file.read(_CHUNK)
-    if text:
+    if after:
         raise InputError(
             f"{source.path}: expected nothing after the array's end (row {number}), got {after[:20]!r}: name a file of one array, "
             "or of objects one after the other"
