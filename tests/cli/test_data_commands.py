@@ -70,6 +70,23 @@ def test_a_tokenizer_is_trained_and_used(muonlab):
     assert "is already there" in err
 
 
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        (["empty.jsonl", "empty.txt"], "empty.jsonl, empty.txt: no text to train a tokenizer on"),
+        ([], "muonlab data tokenizer: expected files, a folder or a data set's name, got none"),
+    ],
+)
+def test_no_tokenizer_is_trained_on_nothing(muonlab, sources, message):
+    pytest.importorskip("tokenizers")
+    for name in sources:
+        Path(name).touch()
+    code, out, err = muonlab("data", "tokenizer", *sources, "--vocab-size", "300", "--out", "new/t.json")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert sorted(path.name for path in Path().iterdir()) == sources
+
+
 def test_killed_again_and_again_it_ends_with_the_same_bytes():
     """A real SIGKILL, after the first save, after later ones, and between two."""
     rows = [{"question": f"How much is {i} + {i % 97}? " * 3, "answer": f"{i + i % 97} " * 9} for i in range(20_000)]

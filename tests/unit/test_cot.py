@@ -90,6 +90,25 @@ def test_what_is_no_sum_is_none(text):
     assert calculate(text) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("20/50%", 40), ("50%", Fraction(1, 2)), ("20*50%", 10), ("100-5.%", Fraction(9995, 100)), ("-.5%", Fraction(-1, 200))),
+        *(
+            ("2/12.5%/4", 4),
+            ("05%", Fraction(1, 20)),
+            ("50%%", None),
+            ("1.2.3%", None),
+            ("2 50%", None),
+            ("50%3", None),
+            ("%", None),
+        ),
+    ],
+)
+def test_a_percent_sign_is_of_its_number_alone(text, value):
+    assert calculate(text) == value
+
+
 def test_a_value_may_be_shown_rounded_or_cut():
     third, two_thirds = calculate("10/3"), calculate("2/3")
     assert all(rounds_to(third, shown) for shown in ("3.33", "3.3", "3", "3.3333333"))
@@ -125,6 +144,25 @@ def test_spans_are_kept_or_dropped():
     assert solution.text(spans=True) == "He pays 2*4=$<<2*4=8>>8.\n#### 8"
     assert solution.text(spans=False) == "He pays 2*4=$8.\n#### 8"
     assert read_solution(solution.text(spans=True)) == solution
+
+
+@pytest.mark.parametrize(
+    ("step", "numbers"),
+    [
+        ("That makes 24, so", [24]),
+        ("She has 24, and 3.", [24, 3]),
+        ("1,200, of 1,200,000.", [1200, 1_200_000]),
+        ("1,2,3", [1, 2, 3]),
+        ("12,34", [12, 34]),
+        ("-1,064.50, .5,", [Fraction("-1064.5"), Fraction(1, 2)]),
+    ],
+)
+def test_a_comma_after_a_number_is_no_part_of_it(step, numbers):
+    for number in numbers:
+        assert Solution((step,), Fraction(number)).shown
+    assert not Solution((step,), Fraction(7)).shown
+    value = write_number(Fraction(numbers[0]))
+    assert read_solution(f"<<{value}+0={value}>>{step.removeprefix('That makes ').removeprefix('She has ')}\n#### {value}").shown
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import hashlib
 import json
@@ -227,6 +228,17 @@ def test_json_is_decoded_row_by_row(monkeypatch):
             assert [row for _, row in formats.DataFile(Path(name), "json").rows(0, ())] == rows
 
 
+@pytest.mark.parametrize("after", ['[{"text": "b"}]', '{"text": "b"}', "]", ",", "x", "\x00"])
+@pytest.mark.parametrize("chunk", [1, 1 << 16])
+def test_what_follows_an_array_is_not_cut_silently(monkeypatch, after, chunk):
+    monkeypatch.setattr(formats, "_CHUNK", chunk)
+    Path("a.json").write_text('[{"text": "a"}]' + " \r\n\t" * 3)
+    assert [row for _, row in formats.DataFile(Path("a.json"), "json").rows(0, ())] == [{"text": "a"}]
+    Path("b.json").write_text('[{"text": "a"}] \n\n ' + after)
+    with pytest.raises(InputError, match=r"b\.json: expected nothing after the array's end \(row 1\), got"):
+        list(formats.DataFile(Path("b.json"), "json").rows(0, ()))
+
+
 def test_folders_globs_and_several_sources_are_read_in_order():
     os.makedirs("folder/deep/.hidden")
     for i, name in enumerate(["folder/b.jsonl", "folder/a.jsonl", "folder/deep/c.jsonl", "folder/deep/.hidden/d.jsonl", "z.jsonl"]):
@@ -365,6 +377,67 @@ def test_two_runs_give_equal_bytes_and_copies_too():
     assert not {".lock", "progress.json", "seen.u64"} & set(first)
 
 
+def test_the_format_is_part_of_what_is_prepared():
+    """The same file read as text is another preparation, whether the first was finished or stopped."""
+    write("rows", [{"text": "a"}])
+    made("rows", kind="jsonl", held_out=0)
+    with pytest.raises(InputError, match="holds another preparation"):
+        made("rows", kind="text", held_out=0)
+
+    def stop(_):
+        raise Killed
+
+    with pytest.raises(Killed):
+        made("rows", kind="jsonl", held_out=0, on_progress=stop, out="stopped")
+    with pytest.raises(InputError, match="holds another preparation"):
+        made("rows", kind="text", held_out=0, out="stopped")
+
+
+def test_other_content_of_the_same_name_size_and_time_is_another_preparation():
+    os.mkdir("one")
+    os.mkdir("two")
+    for folder, text in (("one", "a"), ("two", "b")):
+        write(f"{folder}/rows.jsonl", [{"text": text}])
+        os.utime(f"{folder}/rows.jsonl", (1, 1))
+    prepared = made("one/rows.jsonl", held_out=0)
+    content = Path("one/rows.jsonl").read_bytes()
+    assert prepared.manifest["sources"][0]["sha256"] == hashlib.sha256(content).hexdigest()
+    with pytest.raises(InputError, match=r"another preparation \(sources: two/rows.jsonl has not the content that was prepared"):
+        made("two/rows.jsonl", held_out=0)
+    Path("two/rows.jsonl").write_bytes(content)
+    heard = []
+    assert made("two/rows.jsonl", held_out=0, say=heard.append).sha256 == prepared.sha256
+    assert heard == ["out: already prepared"]
+
+
+def test_other_content_of_the_same_name_size_and_time_does_not_go_on_with_what_was_stopped():
+    for folder, text in (("one", "a"), ("two", "b")):
+        os.mkdir(folder)
+        write(f"{folder}/rows.jsonl", [{"text": text}])
+        os.utime(f"{folder}/rows.jsonl", (1, 1))
+
+    def stop(_):
+        raise Killed
+
+    with pytest.raises(Killed):
+        made("one/rows.jsonl", held_out=0, on_progress=stop)
+    with pytest.raises(InputError, match="holds another preparation"):
+        made("two/rows.jsonl", held_out=0)
+    assert texts(made("one/rows.jsonl", held_out=0)) == [("", "a")]
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused_and_nothing_is_left():
+    write("rows.jsonl")
+
+    def append(_):
+        with open("rows.jsonl", "a") as file:
+            file.write('{"question": "late", "answer": "late"}\n')
+
+    with pytest.raises(InputError, match=r"rows\.jsonl: changed while it was read"):
+        made("rows.jsonl", columns=QA, on_progress=append)
+    assert not Path("out").exists()
+
+
 def test_hashes_that_were_saved_and_forgotten_come_again(tmp_path):
     seen = Seen(tmp_path / "seen", 0)
     assert seen.first(np.array([5, 3, 5, 9], np.uint64)).tolist() == [True, True, False, True]
@@ -422,3 +495,50 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(monkeypatch, name, batches):
     assert (heard == []) == (batches == 0), heard
     assert sums(open_prepared("out").folder) == sums(open_prepared("whole").folder)
     assert len(open_prepared("out").manifest["train"]["shards"]) > 3
+
+
+def test_a_full_disk_is_said_and_the_same_command_goes_on(monkeypatch):
+    """A limit on the size of a file stands for the disk: the system's own error, in the middle of a write."""
+    import resource
+
+    monkeypatch.setattr(prepare, "_BATCH_ROWS", 6)
+    monkeypatch.setattr(prepare, "_SAVE_EVERY", 0.0)
+    write("rows.jsonl")
+    made("rows.jsonl", columns=QA, out="whole")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size, left in ((200, "progress.json.tmp"), (4000, "progress.json")):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            with pytest.raises(RunError, match="out: cannot be written: File too large; the same command goes on from there"):
+                made("rows.jsonl", columns=QA)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert Path("out", left).exists()
+    heard = []
+    assert sums(made("rows.jsonl", columns=QA, say=heard.append).folder) == sums(Path("whole"))
+    assert "goes on after row" in heard[0]
+
+
+def test_a_disk_without_room_for_the_folder_is_no_bad_input(monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write("rows.jsonl")
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(RunError, match="--out out: cannot be written: No space left on device"):
+        made("rows.jsonl", columns=QA)
+
+
+def test_a_stopped_preparation_that_lacks_a_file_says_which():
+    write("rows.jsonl")
+
+    def stop(_):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "_SAVE_EVERY", 0.0)
+        with pytest.raises(Killed):
+            made("rows.jsonl", columns=QA, on_progress=stop)
+    Path("out/train-00000.index").unlink()
+    with pytest.raises(InputError, match=r"out: damaged: out/train-00000\.index is missing; delete the folder"):
+        made("rows.jsonl", columns=QA)

@@ -58,6 +58,20 @@ def test_they_are_prepared_once_and_again_when_they_change():
     assert len(list(cache().iterdir())) == 3
 
 
+def test_files_of_another_working_directory_are_others(monkeypatch):
+    """The same names, sizes and times, as of two unpacked archives."""
+    found = []
+    for folder, n in (("one", 33), ("two", 44)):
+        os.mkdir(folder)
+        monkeypatch.chdir(folder)
+        write(20)
+        Path("rows.jsonl").write_text(Path("rows.jsonl").read_text().replace('"11"', f'"{n}"'))
+        os.utime("rows.jsonl", (1, 1))
+        found.append(folders(rows())[0][0].manifest["rows_sha256"])
+        monkeypatch.chdir("..")
+    assert found[0] != found[1]
+
+
 def test_a_tokenizer_file_that_changes_prepares_anew():
     from muonlab.data.tokenizers import train_bpe
 
@@ -93,6 +107,60 @@ def test_held_out_files_are_held_out_whole():
     write(7, "held.jsonl")
     found = corpus.load(rows(validation_files=("held.jsonl",), validation_fraction=0.05))
     assert (len(found.train), len(found.validation)) == (60, 7)
+
+
+@pytest.mark.parametrize(
+    ("files", "held"),
+    [("*.jsonl", "held.jsonl"), (".", "./h*.jsonl"), ("rows.jsonl,held.jsonl", "link.jsonl"), ("in,rows.jsonl", "held.jsonl")],
+)
+def test_a_held_out_file_is_not_trained_on_whatever_names_it(files, held):
+    write(9)
+    write(4, "held.jsonl")
+    if held == "link.jsonl":
+        os.symlink("held.jsonl", "link.jsonl")
+    if files.startswith("in"):
+        os.mkdir("in")
+        os.link("held.jsonl", "in/same_content.jsonl")  # another file: what is held out is the file that is named
+        os.symlink("../held.jsonl", "in/link.jsonl")
+    named = DataConfig(source="rows", files=tuple(files.split(",")), validation_files=(held,), columns=("q", "a"))
+    made, validation = folders(named)
+    sources = [source["name"] for source in made[0].manifest["sources"]]
+    assert sources == (["same_content.jsonl", "rows.jsonl"] if files.startswith("in") else ["rows.jsonl"])
+    assert validation[0].manifest["rows"] == 4
+    assert len(validation[0].train) == 4
+
+
+def test_what_is_held_out_whole_leaves_nothing_to_train_on():
+    write(9)
+    with pytest.raises(InputError, match=r"validation_files: holds out all that files names \(rows.jsonl\): name more files"):
+        folders(rows(validation_files=("*.jsonl",), validation_fraction=0.05))
+
+
+@pytest.mark.parametrize("name", ["arithmetic-words", "owner/sums", "saved"])
+def test_a_data_set_is_not_both_trained_on_and_held_out(name):
+    """Known by its name alone: neither a connection nor the library is asked."""
+    if name == "saved":
+        os.mkdir(name)
+        Path("saved/dataset_info.json").write_text("{}")
+    config = DataConfig(
+        source="rows", files=(name,), validation_files=("./saved/" if name == "saved" else name,), columns=("q", "a")
+    )
+    with pytest.raises(InputError, match=f"validation_files: {name} is trained on as well"):
+        folders(config)
+    assert not cache().exists()
+
+
+@pytest.mark.parametrize("held", ["made", "../here/made", "copy"])
+def test_a_prepared_folder_is_not_both_trained_on_and_held_out(held, monkeypatch):
+    import shutil
+
+    os.mkdir("here")
+    monkeypatch.chdir("here")
+    write(30)
+    prepare(Plan(["rows.jsonl"], columns=("q", "a")), "made")
+    shutil.copytree("made", "copy")
+    with pytest.raises(InputError, match=r"validation_files: \S+ is trained on as well \(files: made\)"):
+        corpus.load(DataConfig(source="prepared", files=("made",), validation_files=(held,)))
 
 
 def test_a_missing_column_is_named_and_nothing_is_left(tmp_path):
@@ -154,3 +222,48 @@ def test_runs_that_begin_together_prepare_once():
     assert len(made) == 3
     assert len(set(made)) == 1
     assert len(list(cache().iterdir())) == 1
+
+
+@pytest.mark.parametrize("failing", [1, 2, 4])
+def test_runs_that_wait_for_one_that_fails_prepare_for_themselves(monkeypatch, failing):
+    """The first fails when the others wait; of them as many as are to fail do. Each says what was wrong, or has what it needs."""
+    import threading
+
+    from muonlab.data import prepare as module
+
+    write(50)
+    waiting, began, real = threading.Semaphore(0), [], module._Work.run
+    ended: list[object] = []
+
+    def run(work):
+        began.append(work)
+        if len(began) == 1:
+            for _ in range(3):
+                assert waiting.acquire(timeout=60)
+        if len(began) <= failing:
+            raise InputError("no good row")
+        real(work)
+
+    def one():
+        try:
+            ended.append(folders(rows(), say=lambda text: waiting.release() if "waiting for" in text else None)[0][0].sha256)
+        except InputError as error:
+            ended.append(str(error))
+        except Exception as error:
+            ended.append(error)
+
+    monkeypatch.setattr(module._Work, "run", run)
+    threads = [threading.Thread(target=one) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    good = [end for end in ended if end != "no good row"]
+    assert len(ended) - len(good) == failing
+    assert len(began) == min(4, failing + 1), "one of those that waited prepares for the others"
+    left = {path.name for path in cache().rglob("*") if path.parent != cache()}
+    assert ("manifest.json" in left) == (failing < 4)
+    assert not {".lock", "progress.json"} & left
+    assert len(list(cache().glob("*"))) == (failing < 4), "not even an empty folder"
+    if failing < 4:
+        assert set(good) == {folders(rows())[0][0].sha256}

@@ -104,6 +104,8 @@ def train_tokenizer(
     """
     from muonlab.data.tokenizers import about, train_bpe
 
+    if not sources:
+        raise InputError("muonlab data tokenizer: expected files, a folder or a data set's name, got none")
     if out.exists():
         raise InputError(f"--out {out}: is already there: choose another name, or delete it")
     trained = train_bpe(_texts(sources, _names(columns), limit, subset, split, kind), vocab_size, split_digits=split_digits)
@@ -174,9 +176,13 @@ def _texts(
 
     plan = Plan(sources, columns, limit=limit, held_out=0)
     reader = Reader(find_sources(sources, kind=kind, subset=subset, split=split), Template(columns), ByteTokenizer(), plan)
+    found = False
     for batch in reader.batches(0, 0, 0, 1024, 1 << 18):
         for example in batch.examples:
+            found = True
             yield from filter(None, (example.prompt, example.answer))
+    if not found:
+        raise InputError(f"{', '.join(sources)}: no text to train a tokenizer on: name sources with rows")
 
 
 def _summary(made: Prepared) -> list[str]:

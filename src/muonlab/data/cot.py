@@ -29,7 +29,7 @@ _HASHES = re.compile(r"^[ \t]*####[ \t]*(.*)$", re.MULTILINE)
 _SENTENCE = re.compile(r"(?:\b(?:so|thus|hence|therefore),? )?\bthe (?:final )?answer is:?\s*(\S.*?)\s*$", re.IGNORECASE)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _UNIT = re.compile(r"\s+(?!(?:and|or|to|by|times|x)\b)[A-Za-z]+(?: [A-Za-z]+){0,2}$")
-_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|-?\.\d+")
 
 
 class Unfit(ValueError):

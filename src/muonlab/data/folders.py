@@ -11,7 +11,8 @@ from pathlib import Path
 from muonlab.data.config import OF_ROWS, DataConfig
 from muonlab.data.prepare import Plan, Progress, prepare
 from muonlab.data.prepared import MANIFEST, Prepared, open_prepared
-from muonlab.data.sources import find_sources, on_hub
+from muonlab.data.sources import find_sources, local_files, on_hub
+from muonlab.errors import InputError
 
 
 def folders(
@@ -22,13 +23,52 @@ def folders(
     Raises InputError for what is wrong with folders, rows or the way they are to be read.
     """
     if config.source == "prepared":
-        return [open_prepared(folder) for folder in config.files], [open_prepared(folder) for folder in config.validation_files]
-    named = (config.files, config.validation_files)
+        return _apart([open_prepared(name) for name in config.files], [open_prepared(name) for name in config.validation_files])
+    named = (_trained_on(config), config.validation_files)
     shares = (0.0 if config.validation_files else config.validation_fraction, 0.0)
     made = [
         [_prepared(config, names, share, on_progress, say)] if names else [] for names, share in zip(named, shares, strict=True)
     ]
     return made[0], made[1]
+
+
+def _apart(made: list[Prepared], held: list[Prepared]) -> tuple[list[Prepared], list[Prepared]]:
+    """Both, if no folder, nor a copy of it, is in both."""
+    for folder in held:
+        if same := next((other for other in made if other.sha256 == folder.sha256), None):
+            raise InputError(
+                f"data: validation_files: {folder.folder} is trained on as well (files: {same.folder}): name another folder to "
+                "hold out, or leave validation_files out, which holds out what each folder does"
+            )
+    return made, held
+
+
+def _trained_on(config: DataConfig) -> tuple[str, ...]:
+    """`files` without the files that validation_files names too. A name of which none is held out stays as it is."""
+    held_files: set[Path] = set()
+    held_sets: set[str] = set()
+    for name in config.validation_files:
+        paths = local_files(name)
+        held_files |= {path.resolve() for path in paths or ()}
+        held_sets |= {_data_set(name)} if paths is None else set()
+    left: list[str] = []
+    for name in config.files:
+        paths = local_files(name)
+        if paths is None and _data_set(name) in held_sets:
+            raise InputError(
+                f"data: validation_files: {name} is trained on as well (files): name another data set to hold out, or leave "
+                "validation_files out, which holds out a share of its prompts (validation_fraction)"
+            )
+        kept = [str(path) for path in paths or () if path.resolve() not in held_files]
+        left += [name] if len(kept) == len(paths or ()) else kept
+    if not left:
+        raise InputError(f"data: validation_files: holds out all that files names ({', '.join(config.files)}): name more files")
+    return tuple(left)
+
+
+def _data_set(name: str) -> str:
+    """One name for a data set, however its folder is written."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name.casefold()
 
 
 def cache() -> Path:

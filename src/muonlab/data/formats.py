@@ -20,6 +20,7 @@ import numpy as np
 
 from muonlab.data.shards import read_shard
 from muonlab.errors import InputError
+from muonlab.files import sha256_of
 
 Item = TypeVar("Item")
 Numbered = Iterator[tuple[int, Item]]  # the number of a row in its file, from 1 (JSONL: of its line), and the row
@@ -54,10 +55,23 @@ class DataFile:
 
     def __init__(self, path: Path, kind: str) -> None:
         self.path, self.kind, self.name = path, kind, path.name
-        about = path.stat()
-        self.size = about.st_size
-        self.identity = {"name": path.name, "bytes": about.st_size, "changed": about.st_mtime_ns}
+        self.size, self._changed = self._stat()
+        self.identity = {"name": path.name, "kind": kind, "bytes": self.size, "changed": self._changed, "path": str(path.resolve())}
         self._raw: Any = None
+
+    def sha256(self) -> str:
+        """Of the file as it is, compressed or not: reads it whole. Raises InputError where it changed since it was found."""
+        try:
+            found, now = sha256_of(self.path), self._stat()
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read: {error.strerror}") from None
+        if now != (self.size, self._changed):
+            raise InputError(f"{self.path}: changed while it was read: prepare it when it is whole")
+        return found
+
+    def _stat(self) -> tuple[int, int]:
+        about = self.path.stat()
+        return about.st_size, about.st_mtime_ns
 
     def rows(self, skip: int, columns: tuple[str, ...]) -> Numbered[Row]:
         """The rows after number `skip`."""
@@ -146,6 +160,7 @@ def _json(source: DataFile, skip: int) -> Numbered[Row]:
         while True:
             text = text.lstrip(_SEPARATORS)
             if array and text.startswith("]"):
+                _at_end(source, number, text[1:], file)
                 return
             try:
                 row, end = decoder.raw_decode(text)
@@ -163,6 +178,18 @@ def _json(source: DataFile, skip: int) -> Numbered[Row]:
                 yield number, _object(row, f"{source.path}, row {number}")
             if len(text) < _CHUNK:
                 text += file.read(_CHUNK)
+
+
+def _at_end(source: DataFile, number: int, text: str, file: io.TextIOWrapper) -> None:
+    """Raises InputError for anything but white space after an array."""
+    after = ""
+    while text and not (after := text.strip(" \t\r\n")):
+        text = file.read(_CHUNK)
+    if after:
+        raise InputError(
+            f"{source.path}: expected nothing after the array's end (row {number}), got {after[:20]!r}: name a file of one array, "
+            "or of objects one after the other"
+        )
 
 
 def _may_go_on(error: Exception, text: str) -> bool:

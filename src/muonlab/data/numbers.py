@@ -67,7 +67,7 @@ def calculate(expression: str) -> Fraction | None:
     expression = plain_signs(expression).replace(",", "").replace("$", "").replace("//", "/").strip()
     if len(expression) > _LONGEST or not re.fullmatch(r"[\d+\-*/. ()%]+", expression) or "**" in expression:
         return None
-    expression = re.sub(r"(\d|\.)%", r"\1/100", expression)
+    expression = re.sub(r"(?<![\d.])(\d+\.?\d*|\.\d+)%", r"(\1/100)", expression)
     expression = re.sub(r"(?<![\d.])0+(?=\d)", "", expression)  # 05 is no number of Python's
     try:
         return _value(ast.parse(expression, mode="eval").body, expression)

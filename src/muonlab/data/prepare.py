@@ -9,12 +9,11 @@ manifest.json is written last.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,9 +21,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from muonlab.data.examples import Example, Reader
+from muonlab.data.formats import DataFile
+from muonlab.data.lock import LOCK, locked, writing
 from muonlab.data.prepared import MANIFEST, SPLITS, Prepared, open_prepared
 from muonlab.data.seen import Seen
-from muonlab.data.sources import find_sources
+from muonlab.data.sources import Source, find_sources
 from muonlab.data.template import Template
 from muonlab.data.tokenizers import TokenIds, Tokenizer, about, load_tokenizer
 from muonlab.errors import InputError
@@ -32,7 +33,7 @@ from muonlab.files import sha256_of, sync_directory, write_atomically
 
 Mask = Literal["prompt", "none"]
 
-_PROGRESS, _SEEN, _LOCK = "progress.json", "seen.u64", ".lock"
+_PROGRESS, _SEEN = "progress.json", "seen.u64"
 _BATCH_ROWS, _BATCH_CHARACTERS = 1024, 1 << 18  # what is tokenized at a time
 _SAVE_EVERY = 2.0  # seconds between two points that a killed preparation can go on from
 SHARD_TOKENS = 1 << 27  # a new shard begins after the document that reaches this
@@ -84,19 +85,19 @@ def prepare(
     """Prepares into the folder `out`; goes on with what an earlier call with the same plan began there.
 
     wait: for another process that is at it, not refuse. Raises InputError for what is wrong with plan, sources or rows, and
-    then leaves nothing behind.
+    then leaves nothing behind; RunError where the folder cannot be written to its end.
     """
     template, tokenizer = Template(plan.columns, plan.template), load_tokenizer(plan.tokenizer)
     reader = Reader(find_sources(plan.sources, kind=plan.kind, subset=plan.subset, split=plan.split), template, tokenizer, plan)
     request = _request(plan, reader, template, tokenizer)
     folder = Path(out)
-    if _already(folder, request):
+    if (not wait or (folder / MANIFEST).exists()) and _already(folder, request, reader.sources):
         say(f"{out}: already prepared")
         _remove_traces(folder)  # of one that was killed when all was done
         return open_prepared(folder)
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    with _locked(folder, wait, say):
-        if wait and _already(folder, request):  # while this one waited
+    with locked(folder, wait, say) as made, writing(folder):
+        if _already(folder, request, reader.sources):  # since another had the lock
+            _remove_traces(folder)
             return open_prepared(folder)
         work = _Work(folder, request, reader, tokenizer, on_progress, shard_tokens)
         try:
@@ -105,7 +106,7 @@ def prepare(
             work.run()
         except InputError:
             work.discard()
-            for path in missing if not work.resumed else [folder]:
+            for path in made if not work.resumed else [folder]:
                 with contextlib.suppress(OSError):
                     path.rmdir()
             raise
@@ -128,20 +129,28 @@ def _request(plan: Plan, reader: Reader, template: Template, tokenizer: Tokenize
     }
 
 
+def _without(about: list[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
+    return [{key: value for key, value in source.items() if key not in keys} for source in about]
+
+
 def _lasting(request: dict[str, Any]) -> dict[str, Any]:
     """The request without what a copy of the same files changes."""
-    return {**request, "sources": [{k: v for k, v in source.items() if k != "changed"} for source in request["sources"]]}
+    return {**request, "sources": _without(request["sources"], "changed", "path")}
 
 
-def _already(folder: Path, request: dict[str, Any]) -> bool:
+def _already(folder: Path, request: dict[str, Any], sources: Sequence[Source]) -> bool:
     """Whether the folder holds just this. Raises InputError where it holds anything else."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: expected a folder, or a name for a new one, got a file")
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if MANIFEST in inside:
-        _same(folder, open_prepared(folder).manifest, _lasting(request))
+        there = open_prepared(folder).manifest
+        _same(folder, {**there, "sources": _without(there["sources"], "sha256")}, _lasting(request))
+        for source, entry in zip(sources, there["sources"], strict=True):  # the same names and sizes: what is in them?
+            if isinstance(source, DataFile) and source.sha256() != entry.get("sha256"):
+                raise _another(folder, f"sources: {source.path} has not the content that was prepared")
         return True
-    if inside - {_LOCK, f"{_PROGRESS}.tmp"} and _PROGRESS not in inside:
+    if inside - {LOCK, f"{_PROGRESS}.tmp"} and _PROGRESS not in inside:
         raise InputError(f"--out {folder}: holds something else ({sorted(inside)[0]}, ...): choose a new folder")
     return False
 
@@ -149,31 +158,16 @@ def _already(folder: Path, request: dict[str, Any]) -> bool:
 def _same(folder: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
     differ = [f"{key}: {there.get(key)} there, {value} now" for key, value in now.items() if there.get(key) != value]
     if differ:
-        raise InputError(f"--out {folder}: holds another preparation ({'; '.join(differ)}): delete it, or choose a new folder")
+        raise _another(folder, "; ".join(differ))
+
+
+def _another(folder: Path, why: str) -> InputError:
+    return InputError(f"--out {folder}: holds another preparation ({why}): delete it, or choose a new folder")
 
 
 def _remove_traces(folder: Path) -> None:
-    for name in (_PROGRESS, f"{_PROGRESS}.tmp", _SEEN, _LOCK):
+    for name in (_PROGRESS, f"{_PROGRESS}.tmp", _SEEN, LOCK):
         (folder / name).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, wait: bool, say: Callable[[str], None]) -> Iterator[None]:
-    """Refuses a second process on the folder, or waits. The lock ends with its process, however that ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / _LOCK, "a")  # noqa: SIM115 (held until the with below ends)
-    except OSError as error:
-        raise InputError(f"--out {folder}: cannot be written: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise InputError(f"--out {folder}: another process is preparing here; wait for it, or stop it") from None
-            say(f"{folder}: waiting for another process that is preparing it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @dataclass
@@ -321,9 +315,12 @@ class _Work:
     def _finish(self) -> None:
         self.tokenizer.save(self.folder / "tokenizer.json")
         files = [*self._files(), self.folder / "tokenizer.json"]
+        lasting = _lasting(self.request)
+        for source, entry in zip(self.reader.sources, lasting["sources"], strict=True):
+            entry |= {"sha256": source.sha256()} if isinstance(source, DataFile) else {}
         manifest = {
             "format": 1,
-            **_lasting(self.request),
+            **lasting,
             "rows": self.rows,
             "rows_sha256": self.state["rows_sha256"],
             "duplicates": self.state["duplicates"],

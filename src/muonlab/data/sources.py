@@ -83,20 +83,25 @@ def find_sources(
     """
     found: list[Source] = []
     for name in names:
-        path = Path(name)
-        if name == EMBEDDED and not path.exists():
-            found.append(Embedded(subset, split))
-            continue
-        saved = path.is_dir() and any((path / mark).is_file() for mark in _DATASET_MARKS)
-        if saved or on_hub(name):
-            found.append(HubDataset(name, subset, split))
+        paths = local_files(name)
+        if paths is None:
+            found.append(Embedded(subset, split) if name == EMBEDDED else HubDataset(name, subset, split))
             continue
         if subset is not None or split is not None:
             flag = "--subset" if subset is not None else "--split"
             raise InputError(f"{flag}: {name} is a file or a folder of files, and has none: name the files that you mean")
-        paths = _within(path) if path.is_dir() else list(expand((name,)))
         found += [DataFile(file, kind or _known_format(file)) for file in paths]
     return found
+
+
+def local_files(name: str) -> list[Path] | None:
+    """The files that a name stands for, in the order in which they are read; None for a data set, here or on the hub. Raises
+    InputError for a name that is not there, and a folder without data."""
+    path = Path(name)
+    saved = path.is_dir() and any((path / mark).is_file() for mark in _DATASET_MARKS)
+    if saved or on_hub(name) or (name == EMBEDDED and not path.exists()):
+        return None
+    return _within(path) if path.is_dir() else expand((name,))
 
 
 def on_hub(name: str) -> bool:
