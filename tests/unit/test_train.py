@@ -307,6 +307,43 @@ def test_a_run_that_begins_while_another_does_is_refused(workdir, monkeypatch):
         train(recipe, 7, "run")
 
 
+def test_a_run_killed_before_its_result_ends_with_the_same_result(workdir, monkeypatch):
+    """Its last checkpoint is there: nothing is left to compute, and all is left to tell."""
+    import muonlab.train.run as module
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    recipe = load_recipe("tiny.toml", ["train.log_every=5", "train.eval_every=5"])
+    whole = train(recipe, 5, "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(module._Session, "_finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, 5, "run")
+    assert RunFolder("run").result() is None
+    resumed = train(recipe, 5, "run", resume=True)
+    assert resumed["train_loss"] is not None
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+
+
+def test_a_resume_that_is_overtaken_by_another_leaves_its_result(workdir, monkeypatch):
+    """Both find an unfinished run; the slower one must tell the faster one's result, not write another."""
+    import muonlab.train.run as module
+
+    recipe, real, said = interrupted(workdir)[0], module.Trainer, []
+
+    def slow(*arguments):
+        monkeypatch.setattr(module, "Trainer", real)
+        train(recipe, 5, "run", resume=True)
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "Trainer", slow)
+    result = train(recipe, 5, "run", resume=True, say=said.append)
+    assert said == ["run: already finished, by another process meanwhile"]
+    assert result == RunFolder("run").result()
+    assert result["train_loss"] is not None
+
+
 # -- which checkpoints stay ------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from muonlab.train.batch_size import fitted, out_of_memory
 from muonlab.train.memory import keep_freed_memory
 from muonlab.train.provenance import provenance
 from muonlab.train.recipe import Recipe
-from muonlab.train.run_folder import RunFolder, best_evaluation, write_json
+from muonlab.train.run_folder import RunFolder, best_evaluation, latest, write_json
 from muonlab.train.session import session
 from muonlab.train.settings import flat
 from muonlab.train.signals import StopRequest, stop_requests
@@ -85,6 +85,9 @@ def train(
     with folder.lock(), stop_requests() as request, session(folder) as begin:
         if folder.run() != known:
             raise InputError(f"{out}: another process has begun a run here meanwhile: choose another folder with --out")
+        if (result := folder.result()) is not None:
+            say(f"{out}: already {result['status']}, by another process meanwhile")
+            return result
         try:
             if known is None:
                 if trainer.tokenizer is not None:
@@ -169,7 +172,10 @@ class _Session:
             self.say(f"{problem}: using step-{self.trainer.step:08d} instead")
         checkpoints.discard_after(self.folder.checkpoints, self.trainer.step)
         self.rows = self.folder.keep_rows(self.trainer.step)
-        if best := best_evaluation(self.folder.rows()):
+        rows = self.folder.rows()
+        self.train_loss = latest(rows, "train_loss")  # what a run tells that was killed before its result.json
+        self.val_loss = latest(rows, "val_loss")
+        if best := best_evaluation(rows):
             self.best_loss, self.best_step = best["val_loss"], best["step"]
         if saved is not None:
             lost = saved.progress["rows"] - self.rows
