@@ -173,6 +173,30 @@ def test_what_cannot_be_done_to_a_run_is_said(workdir, muonlab, arguments, messa
     assert message in err
 
 
+def test_what_can_be_said_at_once_is_said_before_data_is_prepared(workdir, muonlab, monkeypatch):
+    """Rows can take hours to prepare."""
+    from muonlab.cli import training
+
+    Path("rows.jsonl").write_text("".join(json.dumps({"text": f"{i} and {i + 1} " * 9}) + "\n" for i in range(80)))
+    command = ["train", "tiny.toml", "--dataset", "rows.jsonl", "--threads", "1"]
+    code, first, err = muonlab(*command, "--out", "done", "--json")
+    assert code == 0, err
+    monkeypatch.setattr(training, "_prepare", lambda config: pytest.fail("prepares data"))
+    for arguments, message in (
+        (["--out", "done"], "done: holds a finished run: go on with --resume"),
+        (["--out", "done", "--seed", "1", "--resume"], "done: holds another run (seed: 0 there, 1 now)"),
+        (["--out", "x", "--track", "tensorbord"], "--track: unknown tracker 'tensorbord'"),
+        (["--out", "x", "--device", "tpu"], "--device: expected cpu, cuda or cuda:N, got 'tpu'"),
+        (["--out", "x", "--vram-auto", "--memory-limit", "lots"], "--memory-limit: expected a size"),
+        (["--out", "x", "--memory-limit", "4GB"], "--memory-limit: nothing asks for it here"),
+    ):
+        code, _, err = muonlab(*command, *arguments)
+        assert (code, message in err) == (2, True), err
+        assert not Path("x").exists()
+    code, again, err = muonlab(*command, "--out", "done", "--resume", "--json")
+    assert (code, json.loads(again)) == (0, json.loads(first)), "a finished run is told without its data"
+
+
 def test_resume_auto_begins_goes_on_and_reports(workdir, muonlab):
     """One way, with or without the word: job scripts say `--resume auto` each time that they are started."""
     command = ["train", "tiny.toml", "--threads", "1", "--out", "x", "--resume", "auto", "--json"]

@@ -74,10 +74,12 @@ def train_in(folder: Path, recipe: Recipe, seed: int, *, background: bool, json:
     `in_background` has started."""
     from muonlab.cli.progress import RunDisplay
     from muonlab.train.background import detach
+    from muonlab.train.run import check
     from muonlab.train.run import train as train_run
     from muonlab.train.run_folder import RunFolder
 
-    if recipe.data.source == "rows":
+    _, result = check(recipe, seed, folder, **{key: options[key] for key in ("device", "resume", "trackers")})
+    if result is None and recipe.data.source == "rows":
         _prepare(recipe.data)
     with RunDisplay(folder.name, bar=not background) as display:
         said: list[str] = []

@@ -27,7 +27,7 @@ from muonlab.train.session import session
 from muonlab.train.settings import flat
 from muonlab.train.signals import StopRequest, stop_requests
 from muonlab.train.tracking import Tracking, check_trackers
-from muonlab.train.trainer import Machine, Trainer, choose_machine
+from muonlab.train.trainer import Machine, Trainer, check_device, choose_machine
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,8 @@ def train(
     saved), RunError where the folder cannot be written any more, or a gradient is not finite and `nonfinite` is "raise".
     """
     folder = RunFolder(out)
-    check_trackers(trackers)
-    known = _check(folder, recipe, seed, resume)
-    if known is not None and (result := folder.result()) is not None:
+    known, result = check(recipe, seed, out, device=device, resume=resume, trackers=trackers)
+    if result is not None:
         say(f"{out}: already {result['status']}")
         return result
     machine = _machine(known, recipe, device, threads, bf16_fast, say)
@@ -248,6 +247,21 @@ class _Session:
         }
         write_json(self.folder.result_file, result)
         return result
+
+
+def check(
+    recipe: Recipe, seed: int, out: str | Path, *, device: str | None = None, resume: bool = False, trackers: Sequence[str] = ()
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """All of a call of `train` that can be checked at once, before data is prepared. Returns run.json and result.json of the run
+    that is in the folder, where there is one. Raises InputError."""
+    check_trackers(trackers)
+    folder = RunFolder(out)
+    known = _check(folder, recipe, seed, resume)
+    result = None if known is None else folder.result()
+    device = device or (known["machine"]["device"] if known is not None else None)
+    if device is not None and result is None:
+        check_device(device)
+    return known, result
 
 
 def _check(folder: RunFolder, recipe: Recipe, seed: int, resume: bool) -> dict[str, Any] | None:
