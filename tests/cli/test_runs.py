@@ -197,9 +197,10 @@ def test_what_can_be_said_at_once_is_said_before_data_is_prepared(workdir, muonl
     assert (code, json.loads(again)) == (0, json.loads(first)), "a finished run is told without its data"
 
 
-def test_resume_auto_begins_goes_on_and_reports(workdir, muonlab):
+@pytest.mark.parametrize("resume", [["--resume"], ["--resume", "auto"], ["--resume=auto"], ["--resume=AUTO"], ["--resume=true"]])
+def test_resume_auto_begins_goes_on_and_reports(workdir, muonlab, resume):
     """One way, with or without the word: job scripts say `--resume auto` each time that they are started."""
-    command = ["train", "tiny.toml", "--threads", "1", "--out", "x", "--resume", "auto", "--json"]
+    command = ["train", *resume, "tiny.toml", "--threads", "1", "--json", "--out", "x"]
     code, out, err = muonlab(*command)
     assert code == 0, err
     first = json.loads(out)

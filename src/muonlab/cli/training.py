@@ -40,7 +40,9 @@ def train(
     asked: Asked | None = None,
     seed: int = 0,
     out: Path | None = None,
-    resume: Annotated[bool, Parameter(negative=(), help="go on with the run in --out, or begin it; also: --resume auto")] = False,
+    resume: Annotated[
+        bool, Parameter(negative=(), help="go on with the run in --out, or begin it; also: --resume auto or --resume=auto")
+    ] = False,
     background: Background = False,
     device: Device = None,
     threads: Annotated[int | None, Parameter(help="CPU threads; default: all cores")] = None,
