@@ -173,6 +173,27 @@ def test_what_cannot_be_done_to_a_run_is_said(workdir, muonlab, arguments, messa
     assert message in err
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "runs/x/made.bin"), "muonlab: runs/x/made.bin: No space left on device"),
+        (OSError(28, "No space left on device", b"made.bin"), "muonlab: made.bin: No space left on device"),
+        (OSError(28, "No space left on device"), "muonlab: cannot write: No space left on device"),
+        (OSError("strange"), "muonlab: cannot write: strange"),
+    ],
+)
+def test_a_failure_of_the_system_names_the_file(muonlab, monkeypatch, error, said):
+    from muonlab.cli import app as cli
+
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(type(cli.app), "__call__", fails)
+    monkeypatch.setattr(cli, "_silence", lambda: None)  # it is the test's own stdout
+    code, out, err = muonlab("optimizers")
+    assert (code, out, err.strip()) == (1, "", said)
+
+
 def test_what_can_be_said_at_once_is_said_before_data_is_prepared(workdir, muonlab, monkeypatch):
     """Rows can take hours to prepare."""
     from muonlab.cli import training
