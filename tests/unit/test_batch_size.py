@@ -150,13 +150,31 @@ def test_the_flags(workdir, muonlab, monkeypatch):
         assert not (workdir / "other").exists()
 
 
-def test_a_run_that_is_out_of_memory_says_so(workdir, monkeypatch):
+FULL = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError()]
+
+
+@pytest.mark.parametrize("error", FULL)
+def test_a_run_that_is_out_of_memory_says_so(workdir, monkeypatch, error):
     def full(self):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise error
 
     monkeypatch.setattr(Trainer, "train_step", full)
     with pytest.raises(RunError, match="run: stopped at step 0: out of memory on cpu; split batches further in a new run"):
-        train(load_recipe("tiny.toml"), 0, "run")
+        train(load_recipe("tiny.toml"), 0, "run", device="cpu", threads=1)
+
+
+@pytest.mark.parametrize("error", FULL)
+@pytest.mark.parametrize("where", ["__init__", "to"])
+def test_a_model_that_does_not_fit_into_memory_is_said(workdir, monkeypatch, where, error):
+    from muonlab.models.gpt import GPT
+
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(GPT, where, full)
+    with pytest.raises(RunError, match="run: cannot begin: out of memory on cpu; choose a smaller model or another device"):
+        train(load_recipe("tiny.toml"), 0, "run", device="cpu", threads=1)
+    assert not (workdir / "run").exists()
 
 
 def test_lack_of_memory_is_told_from_other_errors():

@@ -76,7 +76,13 @@ def train(
     machine = fitted(machine, recipe, seed, memory_limit=memory_limit, say=say)
     if machine.device == "cpu":
         keep_freed_memory()
-    trainer = Trainer(recipe, seed, machine)
+    try:
+        trainer = Trainer(recipe, seed, machine)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        remedy = "choose a smaller model or another device, or make room"
+        raise RunError(f"{out}: cannot begin: out of memory on {machine.device}; {remedy}") from None
     if isinstance(trainer.loader, PackedLoader):
         say(f"packed: {trainer.loader.waste()}")
     if known is not None and known["data"]["sha256"] != trainer.data["sha256"]:
@@ -106,7 +112,7 @@ def train(
             raise RunError(f"{out}: stopped at step {trainer.step}: {reason}; {kept}. {remedy}") from None
         except FloatingPointError as error:  # optimizer.nonfinite = "raise"
             raise RunError(f"{out}: stopped at step {trainer.step}: {error}") from None
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             remedy = "split batches further in a new run: --vram-auto (with a lower --memory-limit), or a larger train.accumulate"
