@@ -133,6 +133,35 @@ def test_an_interrupted_start_leaves_no_process(workdir):
     assert not Path("runs/x").exists()
 
 
+def gone(pid):
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_a_start_outlives_a_terminal_that_is_closed_while_it_prepares(workdir):
+    """The terminal goes before the run has said its first word, which it cannot print any more."""
+    Path("rows.jsonl").write_text("".join(json.dumps({"text": f"{i} and {i + 1} " * 9}) + "\n" for i in range(80)))
+    pid, terminal = pty.fork()
+    if pid == 0:
+        command = [sys.executable, "-m", "muonlab", "train", "tiny.toml", "--dataset", "rows.jsonl", "--out", "x", "--background"]
+        os.execv(sys.executable, [*command, "--threads", "1", "--device", "cpu"])
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    if not children.parent.exists():
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        pytest.skip("needs Linux's /proc to find the child")
+    (child,) = wait_until(lambda: children.read_text().split())
+    wait_until(lambda: os.getsid(int(child)) == int(child))
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGHUP
+    wait_until(lambda: gone(child))
+    assert RunFolder("x").result()["status"] == "finished"
+    assert f"process {child} trains x" in Path("x/log.txt").read_text()
+
+
 def test_a_killed_start_is_told(workdir):
     from muonlab.errors import RunError
     from muonlab.train.background import start

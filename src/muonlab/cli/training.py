@@ -108,9 +108,10 @@ def train_in(folder: Path, recipe: Recipe, seed: int, *, background: bool, json:
 def in_background(json: bool) -> bool:
     """True: the command line that was typed now runs in the background, and its user is told. False: this process is to do the
     work itself, being that one. Raises Ended if it ended before it could begin."""
-    from muonlab.train.background import Started, is_background, python_command, start
+    from muonlab.train.background import Started, is_background, outlive_terminal, python_command, start
 
     if is_background():
+        outlive_terminal()
         return False
     started = start(python_command(*application.typed))
     if not isinstance(started, Started):
