@@ -140,8 +140,9 @@ def gone(pid):
         return True
 
 
-def test_a_start_outlives_a_terminal_that_is_closed_while_it_prepares(workdir):
+def test_a_start_outlives_a_terminal_that_is_closed_while_it_prepares(workdir, monkeypatch):
     """The terminal goes before the run has said its first word, which it cannot print any more."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workdir / "cache"))
     Path("rows.jsonl").write_text("".join(json.dumps({"text": f"{i} and {i + 1} " * 9}) + "\n" for i in range(80)))
     pid, terminal = pty.fork()
     if pid == 0:
@@ -225,6 +226,7 @@ def test_a_failure_of_the_system_names_the_file(muonlab, monkeypatch, error, sai
 
 def test_what_can_be_said_at_once_is_said_before_data_is_prepared(workdir, muonlab, monkeypatch):
     """Rows can take hours to prepare."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workdir / "cache"))
     from muonlab.cli import training
 
     Path("rows.jsonl").write_text("".join(json.dumps({"text": f"{i} and {i + 1} " * 9}) + "\n" for i in range(80)))
