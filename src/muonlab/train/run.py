@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def train(
         if (result := folder.result()) is not None:
             say(f"{out}: already {result['status']}, by another process meanwhile")
             return result
-        try:
+        with _told_in_words(folder, trainer):
             if known is None:
                 if trainer.tokenizer is not None:
                     write_atomically(folder.path / "tokenizer.json", trainer.tokenizer)
@@ -104,19 +105,27 @@ def train(
             begin(trainer.step)
             on_begin()
             return whole.run()
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            saved = checkpoints.checkpoints(folder.checkpoints)
-            kept = f"{saved[0].name} is saved" if saved else "there is no checkpoint yet"
-            remedy = "Mend this (make room?), then go on with --resume."
-            raise RunError(f"{out}: stopped at step {trainer.step}: {reason}; {kept}. {remedy}") from None
-        except FloatingPointError as error:  # optimizer.nonfinite = "raise"
-            raise RunError(f"{out}: stopped at step {trainer.step}: {error}") from None
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            remedy = "split batches further in a new run: --vram-auto (with a lower --memory-limit), or a larger train.accumulate"
-            raise RunError(f"{out}: stopped at step {trainer.step}: out of memory on {machine.device}; {remedy}") from None
+
+
+@contextmanager
+def _told_in_words(folder: RunFolder, trainer: Trainer) -> Iterator[None]:
+    """What ends a run, as a RunError that says where it stopped and what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        saved = checkpoints.checkpoints(folder.checkpoints)
+        kept = f"{saved[0].name} is saved" if saved else "there is no checkpoint yet"
+        remedy = "Mend this (make room?), then go on with --resume."
+        raise RunError(f"{folder.path}: stopped at step {trainer.step}: {reason}; {kept}. {remedy}") from None
+    except FloatingPointError as error:  # optimizer.nonfinite = "raise"
+        raise RunError(f"{folder.path}: stopped at step {trainer.step}: {error}") from None
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        remedy = "split batches further in a new run: --vram-auto (with a lower --memory-limit), or a larger train.accumulate"
+        device = trainer.machine.device
+        raise RunError(f"{folder.path}: stopped at step {trainer.step}: out of memory on {device}; {remedy}") from None
 
 
 @dataclass
