@@ -103,6 +103,15 @@ def test_links_of_the_pages_lead_somewhere():
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+def test_every_data_source_is_in_the_table_of_the_recipes_keys():
+    from typing import get_args
+
+    from muonlab.data.config import DataConfig
+
+    (row,) = [line for line in (ROOT / "docs/training.md").read_text().splitlines() if line.startswith("| `data` | `source`")]
+    assert [name for name in get_args(DataConfig.model_fields["source"].annotation) if f"`{name}`" not in row] == []
+
+
 def test_every_optimizer_has_a_row_in_the_docs():
     import muonlab as package
 

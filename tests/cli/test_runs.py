@@ -133,6 +133,36 @@ def test_an_interrupted_start_leaves_no_process(workdir):
     assert not Path("runs/x").exists()
 
 
+def gone(pid):
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_a_start_outlives_a_terminal_that_is_closed_while_it_prepares(workdir, monkeypatch):
+    """The terminal goes before the run has said its first word, which it cannot print any more."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workdir / "cache"))
+    Path("rows.jsonl").write_text("".join(json.dumps({"text": f"{i} and {i + 1} " * 9}) + "\n" for i in range(80)))
+    pid, terminal = pty.fork()
+    if pid == 0:
+        command = [sys.executable, "-m", "muonlab", "train", "tiny.toml", "--dataset", "rows.jsonl", "--out", "x", "--background"]
+        os.execv(sys.executable, [*command, "--threads", "1", "--device", "cpu"])
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    if not children.parent.exists():
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        pytest.skip("needs Linux's /proc to find the child")
+    (child,) = wait_until(lambda: children.read_text().split())
+    wait_until(lambda: os.getsid(int(child)) == int(child))
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGHUP
+    wait_until(lambda: gone(child))
+    assert RunFolder("x").result()["status"] == "finished"
+    assert f"process {child} trains x" in Path("x/log.txt").read_text()
+
+
 def test_a_killed_start_is_told(workdir):
     from muonlab.errors import RunError
     from muonlab.train.background import start
@@ -173,9 +203,56 @@ def test_what_cannot_be_done_to_a_run_is_said(workdir, muonlab, arguments, messa
     assert message in err
 
 
-def test_resume_auto_begins_goes_on_and_reports(workdir, muonlab):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "runs/x/made.bin"), "muonlab: runs/x/made.bin: No space left on device"),
+        (OSError(28, "No space left on device", b"made.bin"), "muonlab: made.bin: No space left on device"),
+        (OSError(28, "No space left on device"), "muonlab: cannot write: No space left on device"),
+        (OSError("strange"), "muonlab: cannot write: strange"),
+    ],
+)
+def test_a_failure_of_the_system_names_the_file(muonlab, monkeypatch, error, said):
+    from muonlab.cli import app as cli
+
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(type(cli.app), "__call__", fails)
+    monkeypatch.setattr(cli, "_silence", lambda: None)  # it is the test's own stdout
+    code, out, err = muonlab("optimizers")
+    assert (code, out, err.strip()) == (1, "", said)
+
+
+def test_what_can_be_said_at_once_is_said_before_data_is_prepared(workdir, muonlab, monkeypatch):
+    """Rows can take hours to prepare."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workdir / "cache"))
+    from muonlab.cli import training
+
+    Path("rows.jsonl").write_text("".join(json.dumps({"text": f"{i} and {i + 1} " * 9}) + "\n" for i in range(80)))
+    command = ["train", "tiny.toml", "--dataset", "rows.jsonl", "--threads", "1"]
+    code, first, err = muonlab(*command, "--out", "done", "--json")
+    assert code == 0, err
+    monkeypatch.setattr(training, "_prepare", lambda config: pytest.fail("prepares data"))
+    for arguments, message in (
+        (["--out", "done"], "done: holds a finished run: go on with --resume"),
+        (["--out", "done", "--seed", "1", "--resume"], "done: holds another run (seed: 0 there, 1 now)"),
+        (["--out", "x", "--track", "tensorbord"], "--track: unknown tracker 'tensorbord'"),
+        (["--out", "x", "--device", "tpu"], "--device: expected cpu, cuda or cuda:N, got 'tpu'"),
+        (["--out", "x", "--vram-auto", "--memory-limit", "lots"], "--memory-limit: expected a size"),
+        (["--out", "x", "--memory-limit", "4GB"], "--memory-limit: nothing asks for it here"),
+    ):
+        code, _, err = muonlab(*command, *arguments)
+        assert (code, message in err) == (2, True), err
+        assert not Path("x").exists()
+    code, again, err = muonlab(*command, "--out", "done", "--resume", "--json")
+    assert (code, json.loads(again)) == (0, json.loads(first)), "a finished run is told without its data"
+
+
+@pytest.mark.parametrize("resume", [["--resume"], ["--resume", "auto"], ["--resume=auto"], ["--resume=AUTO"], ["--resume=true"]])
+def test_resume_auto_begins_goes_on_and_reports(workdir, muonlab, resume):
     """One way, with or without the word: job scripts say `--resume auto` each time that they are started."""
-    command = ["train", "tiny.toml", "--threads", "1", "--out", "x", "--resume", "auto", "--json"]
+    command = ["train", *resume, "tiny.toml", "--threads", "1", "--json", "--out", "x"]
     code, out, err = muonlab(*command)
     assert code == 0, err
     first = json.loads(out)

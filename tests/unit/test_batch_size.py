@@ -150,13 +150,31 @@ def test_the_flags(workdir, muonlab, monkeypatch):
         assert not (workdir / "other").exists()
 
 
-def test_a_run_that_is_out_of_memory_says_so(workdir, monkeypatch):
+FULL = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError()]
+
+
+@pytest.mark.parametrize("error", FULL)
+def test_a_run_that_is_out_of_memory_says_so(workdir, monkeypatch, error):
     def full(self):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise error
 
     monkeypatch.setattr(Trainer, "train_step", full)
     with pytest.raises(RunError, match="run: stopped at step 0: out of memory on cpu; split batches further in a new run"):
-        train(load_recipe("tiny.toml"), 0, "run")
+        train(load_recipe("tiny.toml"), 0, "run", device="cpu", threads=1)
+
+
+@pytest.mark.parametrize("error", FULL)
+@pytest.mark.parametrize("where", ["__init__", "to"])
+def test_a_model_that_does_not_fit_into_memory_is_said(workdir, monkeypatch, where, error):
+    from muonlab.models.gpt import GPT
+
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(GPT, where, full)
+    with pytest.raises(RunError, match="run: cannot begin: out of memory on cpu; choose a smaller model or another device"):
+        train(load_recipe("tiny.toml"), 0, "run", device="cpu", threads=1)
+    assert not (workdir / "run").exists()
 
 
 def test_lack_of_memory_is_told_from_other_errors():
@@ -226,9 +244,10 @@ def test_available_memory_heeds_the_machine_and_every_group_above(tmp_path):
 def test_sizes_are_read():
     for text, size in {"4GB": 4e9, "900MiB": 900 * 2**20, "1.5 gb": 1.5e9, "2G": 2e9, "1000": 1000, "3Gi": 3 * 2**30}.items():
         assert parse_size(text) == size
-    for text in ("", "GB", "-1GB", "4 apples", "0", "4GBs"):
-        with pytest.raises(InputError, match="expected a size"):
+    for text in ("", "GB", "-1GB", "4 apples", "0", "4GBs", "1XB", "nan", "inf", "0.1", "9" * 320, "9" * 5000 + "TB", "1000000TB"):
+        with pytest.raises(InputError, match="expected a size such as 4GB or 900MiB, got '") as caught:
             parse_size(text)
+        assert len(str(caught.value)) < 150
 
 
 def test_processes_that_train_at_once_share_the_memory(workdir):

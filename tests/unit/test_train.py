@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
 
 from muonlab.errors import InputError, Interrupted, RunError
 from muonlab.train import checkpoint as checkpoints
+from muonlab.train import run as training
 from muonlab.train.recipe import load_recipe
-from muonlab.train.run import train
 from muonlab.train.run_folder import RunFolder, format_row, parse_row
 from muonlab.train.trainer import Trainer, choose_machine
+
+train = partial(training.train, threads=1)  # at these sizes more only get into each other's way
 
 
 def losses(folder):
@@ -293,18 +296,50 @@ def test_a_folder_that_lost_its_run_json_is_not_taken_for_an_empty_one(workdir):
 
 def test_a_run_that_begins_while_another_does_is_refused(workdir, monkeypatch):
     """Both find an empty folder; the slower one must not go on with the faster one's run."""
-    import muonlab.train.run as module
-
-    recipe, real = load_recipe("tiny.toml"), module.Trainer
+    recipe, real = load_recipe("tiny.toml"), training.Trainer
 
     def slow(*arguments):
-        monkeypatch.setattr(module, "Trainer", real)
+        monkeypatch.setattr(training, "Trainer", real)
         train(recipe, 0, "run")
         return real(*arguments)
 
-    monkeypatch.setattr(module, "Trainer", slow)
+    monkeypatch.setattr(training, "Trainer", slow)
     with pytest.raises(InputError, match="another process has begun a run here"):
         train(recipe, 7, "run")
+
+
+def test_a_run_killed_before_its_result_ends_with_the_same_result(workdir, monkeypatch):
+    """Its last checkpoint is there: nothing is left to compute, and all is left to tell."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    recipe = load_recipe("tiny.toml", ["train.log_every=5", "train.eval_every=5"])
+    whole = train(recipe, 5, "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(training._Session, "_finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, 5, "run")
+    assert RunFolder("run").result() is None
+    resumed = train(recipe, 5, "run", resume=True)
+    assert resumed["train_loss"] is not None
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+
+
+def test_a_resume_that_is_overtaken_by_another_leaves_its_result(workdir, monkeypatch):
+    """Both find an unfinished run; the slower one must tell the faster one's result, not write another."""
+    recipe, real, said = interrupted(workdir)[0], training.Trainer, []
+
+    def slow(*arguments):
+        monkeypatch.setattr(training, "Trainer", real)
+        train(recipe, 5, "run", resume=True)
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "Trainer", slow)
+    result = train(recipe, 5, "run", resume=True, say=said.append)
+    assert said == ["run: already finished, by another process meanwhile"]
+    assert result == RunFolder("run").result()
+    assert result["train_loss"] is not None
 
 
 # -- which checkpoints stay ------------------------------------------------------------------------------------------
@@ -324,7 +359,7 @@ def test_the_best_checkpoint_stays_and_can_be_chosen(workdir, monkeypatch):
     """Evaluated every second step, saved every fifth: the lowest loss, at step 4, is saved then and kept to the end."""
     recipe = load_recipe("tiny.toml", ["train.eval_every=2", "train.checkpoint_every=5", "train.keep_best=true"])
     evaluations(monkeypatch, [5.0, 3.0, 4.0, 3.0, 3.5, 9.0])
-    train(recipe, 0, "run", threads=1)
+    train(recipe, 0, "run")
     assert steps_saved("run") == [4, 10, 12]
     assert checkpoints.chosen(RunFolder("run"), "best").name == "step-00000004"
     assert checkpoints.chosen(RunFolder("run"), "last").name == "step-00000012"
@@ -335,16 +370,16 @@ def test_the_best_is_known_to_a_resumed_run(workdir, monkeypatch):
     recipe = load_recipe("tiny.toml", ["train.eval_every=2", "train.checkpoint_every=2", "train.keep_best=true"])
     evaluations(monkeypatch, [5.0, 3.0, 4.0, 4.0, 3.5, 9.0])
     with pytest.raises(Interrupted):
-        train(recipe, 0, "run", on_progress=stop_after(7), threads=1)
-    train(recipe, 0, "run", resume=True, threads=1)
+        train(recipe, 0, "run", on_progress=stop_after(7))
+    train(recipe, 0, "run", resume=True)
     assert steps_saved("run") == [4, 10, 12]
 
 
 def test_every_nth_checkpoint_stays(workdir):
     recipe = load_recipe("tiny.toml", ["train.checkpoint_every=5", "train.keep_every=3"])
-    train(recipe, 0, "run", threads=1)
+    train(recipe, 0, "run")
     assert steps_saved("run") == [3, 6, 9, 10, 12]  # every third, and the newest two
-    train(load_recipe("tiny.toml"), 0, "other", threads=1)
+    train(load_recipe("tiny.toml"), 0, "other")
     assert RunFolder("run").result()["weights_sha256"] == RunFolder("other").result()["weights_sha256"]
 
 
@@ -365,14 +400,14 @@ def test_keeping_checkpoints_is_no_part_of_a_recipe_that_does_not_ask_for_it(wor
 )
 def test_a_checkpoint_that_is_not_there_is_told(workdir, monkeypatch, which, message):
     evaluations(monkeypatch, [1.0, 2.0, 3.0])
-    train(load_recipe("tiny.toml"), 0, "run", threads=1)
+    train(load_recipe("tiny.toml"), 0, "run")
     (workdir / "run/checkpoints/step-00000009/model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match=message):
         checkpoints.chosen(RunFolder("run"), which)
 
 
 def test_the_last_whole_checkpoint_is_chosen(workdir):
-    train(load_recipe("tiny.toml"), 0, "run", threads=1)
+    train(load_recipe("tiny.toml"), 0, "run")
     (workdir / "run/checkpoints/step-00000012/model.safetensors").write_bytes(b"")
     assert checkpoints.chosen(RunFolder("run"), "last").name == "step-00000009"
     with pytest.raises(InputError, match="has no checkpoint"):

@@ -83,7 +83,7 @@ def run(arguments: list[str]) -> int:
     )
 
     global typed
-    typed = arguments = [word for before, word in zip(["", *arguments], arguments) if (before, word) != ("--resume", "auto")]
+    typed = arguments = _without_auto(arguments)
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
@@ -109,10 +109,23 @@ def run(arguments: list[str]) -> int:
         _silence()
         return 0
     except OSError as error:
-        complain(f"cannot write: {error.strerror or error}")
+        reason = error.strerror or str(error)
+        complain(f"cannot write: {reason}" if error.filename is None else f"{_name(error.filename)}: {reason}")
         _silence()
         return 1
     return 0
+
+
+def _without_auto(arguments: list[str]) -> list[str]:
+    """`--resume auto` and `--resume=auto` are `--resume`, which takes no word."""
+    plain = ["--resume" if word.lower() == "--resume=auto" else word for word in arguments]
+    pairs = zip(["", *arguments], plain, strict=False)
+    return [word for before, word in pairs if (before, word.lower()) != ("--resume", "auto")]
+
+
+def _name(file: object) -> str:
+    """Of a file in an OSError, which may be the number of an open one."""
+    return os.fsdecode(file) if isinstance(file, str | bytes | os.PathLike) else f"file {file}"
 
 
 def _silence() -> None:

@@ -40,7 +40,9 @@ def train(
     asked: Asked | None = None,
     seed: int = 0,
     out: Path | None = None,
-    resume: Annotated[bool, Parameter(negative=(), help="go on with the run in --out, or begin it; also: --resume auto")] = False,
+    resume: Annotated[
+        bool, Parameter(negative=(), help="go on with the run in --out, or begin it; also: --resume auto or --resume=auto")
+    ] = False,
     background: Background = False,
     device: Device = None,
     threads: Annotated[int | None, Parameter(help="CPU threads; default: all cores")] = None,
@@ -74,10 +76,12 @@ def train_in(folder: Path, recipe: Recipe, seed: int, *, background: bool, json:
     `in_background` has started."""
     from muonlab.cli.progress import RunDisplay
     from muonlab.train.background import detach
+    from muonlab.train.run import check
     from muonlab.train.run import train as train_run
     from muonlab.train.run_folder import RunFolder
 
-    if recipe.data.source == "rows":
+    _, result = check(recipe, seed, folder, **{key: options[key] for key in ("device", "resume", "trackers")})
+    if result is None and recipe.data.source == "rows":
         _prepare(recipe.data)
     with RunDisplay(folder.name, bar=not background) as display:
         said: list[str] = []
@@ -104,9 +108,10 @@ def train_in(folder: Path, recipe: Recipe, seed: int, *, background: bool, json:
 def in_background(json: bool) -> bool:
     """True: the command line that was typed now runs in the background, and its user is told. False: this process is to do the
     work itself, being that one. Raises Ended if it ended before it could begin."""
-    from muonlab.train.background import Started, is_background, python_command, start
+    from muonlab.train.background import Started, is_background, outlive_terminal, python_command, start
 
     if is_background():
+        outlive_terminal()
         return False
     started = start(python_command(*application.typed))
     if not isinstance(started, Started):

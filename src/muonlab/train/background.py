@@ -3,11 +3,14 @@
 The command starts itself again as a process in a session of its own, which the terminal's end does not reach, and waits. That
 process says what is wrong where the user sees it, as ever; only when it is ready to train does it `detach`: from then on it
 speaks to the run's log.txt, and the waiting command is told and ends. So bad input has its message and its exit code, and a
-run that was started is there, locked, when the command returns. Needs no torch.
+run that was started is there, locked, when the command returns. Should the terminal be closed before that, the start goes on
+without it. Needs no torch.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import select
@@ -16,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from muonlab.errors import InputError, Interrupted, RunError
 from muonlab.train.run_folder import RunFolder
@@ -65,6 +69,28 @@ def python_command(*arguments: str) -> list[str]:
     here: a file of the user's may be called as a module is."""
     isolated = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
     return [sys.executable, *isolated, "-m", "muonlab", *arguments]
+
+
+class _Terminal(io.FileIO):
+    """Output of a process that is to outlive its terminal: what is said to one that is gone is left out."""
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE) or not is_background():
+                raise
+            return memoryview(data).nbytes
+
+
+def outlive_terminal() -> None:
+    """Until this process detaches, its stdout and stderr may go away: a terminal that is closed, a reader that ends."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        stream.flush()
+        raw = _Terminal(stream.fileno(), "w", closefd=False)
+        text = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True)
+        setattr(sys, name, text)
 
 
 def detach(folder: RunFolder) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from muonlab.errors import InputError
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_MOST = 10**18  # bytes; no machine has as many, and the system's calls take no more than 2**63
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -80,10 +81,11 @@ def parse_size(text: str) -> int:
     """ "4GB" -> 4,000,000,000. Raises InputError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)", text.strip(), re.IGNORECASE)
     unit = "" if found is None else found[2].upper()
-    size = 0 if found is None else int(float(found[1]) * _UNITS.get(unit if unit in _UNITS else f"{unit}B", 0))
-    if not size:
-        raise InputError(f"--memory-limit: expected a size such as 4GB or 900MiB, got {text!r}")
-    return size
+    size = 0.0 if found is None else float(found[1]) * _UNITS.get(unit if unit in _UNITS else f"{unit}B", 0)
+    if not 1 <= size < _MOST:
+        got = repr(text if len(text) <= 40 else f"{text[:40]}…")
+        raise InputError(f"--memory-limit: expected a size such as 4GB or 900MiB, got {got}")
+    return int(size)
 
 
 def in_words(size: int) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ from muonlab.train.batch_size import fitted, out_of_memory
 from muonlab.train.memory import keep_freed_memory
 from muonlab.train.provenance import provenance
 from muonlab.train.recipe import Recipe
-from muonlab.train.run_folder import RunFolder, best_evaluation, write_json
+from muonlab.train.run_folder import RunFolder, best_evaluation, latest, write_json
 from muonlab.train.session import session
 from muonlab.train.settings import flat
 from muonlab.train.signals import StopRequest, stop_requests
 from muonlab.train.tracking import Tracking, check_trackers
-from muonlab.train.trainer import Machine, Trainer, choose_machine
+from muonlab.train.trainer import Machine, Trainer, check_device, choose_machine
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,21 @@ def train(
     saved), RunError where the folder cannot be written any more, or a gradient is not finite and `nonfinite` is "raise".
     """
     folder = RunFolder(out)
-    check_trackers(trackers)
-    known = _check(folder, recipe, seed, resume)
-    if known is not None and (result := folder.result()) is not None:
+    known, result = check(recipe, seed, out, device=device, resume=resume, trackers=trackers)
+    if result is not None:
         say(f"{out}: already {result['status']}")
         return result
     machine = _machine(known, recipe, device, threads, bf16_fast, say)
     machine = fitted(machine, recipe, seed, memory_limit=memory_limit, say=say)
     if machine.device == "cpu":
         keep_freed_memory()
-    trainer = Trainer(recipe, seed, machine)
+    try:
+        trainer = Trainer(recipe, seed, machine)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        remedy = "choose a smaller model or another device, or make room"
+        raise RunError(f"{out}: cannot begin: out of memory on {machine.device}; {remedy}") from None
     if isinstance(trainer.loader, PackedLoader):
         say(f"packed: {trainer.loader.waste()}")
     if known is not None and known["data"]["sha256"] != trainer.data["sha256"]:
@@ -85,7 +91,10 @@ def train(
     with folder.lock(), stop_requests() as request, session(folder) as begin:
         if folder.run() != known:
             raise InputError(f"{out}: another process has begun a run here meanwhile: choose another folder with --out")
-        try:
+        if (result := folder.result()) is not None:
+            say(f"{out}: already {result['status']}, by another process meanwhile")
+            return result
+        with _told_in_words(folder, trainer):
             if known is None:
                 if trainer.tokenizer is not None:
                     write_atomically(folder.path / "tokenizer.json", trainer.tokenizer)
@@ -96,19 +105,27 @@ def train(
             begin(trainer.step)
             on_begin()
             return whole.run()
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            saved = checkpoints.checkpoints(folder.checkpoints)
-            kept = f"{saved[0].name} is saved" if saved else "there is no checkpoint yet"
-            remedy = "Mend this (make room?), then go on with --resume."
-            raise RunError(f"{out}: stopped at step {trainer.step}: {reason}; {kept}. {remedy}") from None
-        except FloatingPointError as error:  # optimizer.nonfinite = "raise"
-            raise RunError(f"{out}: stopped at step {trainer.step}: {error}") from None
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            remedy = "split batches further in a new run: --vram-auto (with a lower --memory-limit), or a larger train.accumulate"
-            raise RunError(f"{out}: stopped at step {trainer.step}: out of memory on {machine.device}; {remedy}") from None
+
+
+@contextmanager
+def _told_in_words(folder: RunFolder, trainer: Trainer) -> Iterator[None]:
+    """What ends a run, as a RunError that says where it stopped and what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        saved = checkpoints.checkpoints(folder.checkpoints)
+        kept = f"{saved[0].name} is saved" if saved else "there is no checkpoint yet"
+        remedy = "Mend this (make room?), then go on with --resume."
+        raise RunError(f"{folder.path}: stopped at step {trainer.step}: {reason}; {kept}. {remedy}") from None
+    except FloatingPointError as error:  # optimizer.nonfinite = "raise"
+        raise RunError(f"{folder.path}: stopped at step {trainer.step}: {error}") from None
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        remedy = "split batches further in a new run: --vram-auto (with a lower --memory-limit), or a larger train.accumulate"
+        device = trainer.machine.device
+        raise RunError(f"{folder.path}: stopped at step {trainer.step}: out of memory on {device}; {remedy}") from None
 
 
 @dataclass
@@ -169,7 +186,10 @@ class _Session:
             self.say(f"{problem}: using step-{self.trainer.step:08d} instead")
         checkpoints.discard_after(self.folder.checkpoints, self.trainer.step)
         self.rows = self.folder.keep_rows(self.trainer.step)
-        if best := best_evaluation(self.folder.rows()):
+        rows = self.folder.rows()
+        self.train_loss = latest(rows, "train_loss")  # what a run tells that was killed before its result.json
+        self.val_loss = latest(rows, "val_loss")
+        if best := best_evaluation(rows):
             self.best_loss, self.best_step = best["val_loss"], best["step"]
         if saved is not None:
             lost = saved.progress["rows"] - self.rows
@@ -242,6 +262,21 @@ class _Session:
         }
         write_json(self.folder.result_file, result)
         return result
+
+
+def check(
+    recipe: Recipe, seed: int, out: str | Path, *, device: str | None = None, resume: bool = False, trackers: Sequence[str] = ()
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """All of a call of `train` that can be checked at once, before data is prepared. Returns run.json and result.json of the run
+    that is in the folder, where there is one. Raises InputError."""
+    check_trackers(trackers)
+    folder = RunFolder(out)
+    known = _check(folder, recipe, seed, resume)
+    result = None if known is None else folder.result()
+    device = device or (known["machine"]["device"] if known is not None else None)
+    if device is not None and result is None:
+        check_device(device)
+    return known, result
 
 
 def _check(folder: RunFolder, recipe: Recipe, seed: int, resume: bool) -> dict[str, Any] | None:

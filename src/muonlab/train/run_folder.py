@@ -150,6 +150,11 @@ def best_evaluation(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     return min((row for row in rows if row.get("val_loss") is not None), key=lambda row: row["val_loss"], default=None)
 
 
+def latest(rows: list[dict[str, Any]], key: str) -> float | None:
+    """The last value that these rows have of it."""
+    return next((row[key] for row in reversed(rows) if row.get(key) is not None), None)
+
+
 def format_row(row: dict[str, Any]) -> str:
     text = json.dumps(row)
     return f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n'

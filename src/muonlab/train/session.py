@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from muonlab.errors import InputError, Interrupted, RunError
-from muonlab.train.run_folder import RunFolder, write_json
+from muonlab.train.run_folder import RunFolder, latest, write_json
 
 State = Literal["running", "stopped", "crashed", "finished", "diverged", "damaged"]
 _RECENT = 20  # rows that the speed is taken from
@@ -91,8 +91,8 @@ def standing(path: str | Path) -> Standing:
         state=state,
         step=step,
         steps=steps,
-        train_loss=_latest(rows, "train_loss"),
-        val_loss=_latest(rows, "val_loss"),
+        train_loss=latest(rows, "train_loss"),
+        val_loss=latest(rows, "val_loss"),
         tokens_per_second=_speed(rows),
         seconds_left=_left(folder, rows, steps, last) if state == "running" else None,
         pid=(last or {}).get("pid") if state == "running" else None,
@@ -110,10 +110,6 @@ def _state(result: dict[str, Any] | None, held: bool, last: dict[str, Any] | Non
     if last["status"] == "running":
         return "crashed", "its process was killed, or its machine went down"
     return last["status"], last["reason"]
-
-
-def _latest(rows: list[dict[str, Any]], key: str) -> float | None:
-    return next((row[key] for row in reversed(rows) if row.get(key) is not None), None)
 
 
 def _speed(rows: list[dict[str, Any]]) -> float | None:

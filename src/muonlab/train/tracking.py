@@ -15,7 +15,7 @@ import secrets
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -28,6 +28,7 @@ from muonlab.train.run_folder import RunFolder, read_json, write_json
 
 CAPACITY = 4096  # rows that wait for a slow tracker; further ones are lost to it
 PATIENCE = 15.0  # seconds without a sign of life, at the end of a run, after which a tracker is given up
+ENDING = 60.0  # seconds at the end of a run, for all trackers together, after which also one that is only slow is given up
 
 Say = Callable[[str], None]
 _hung = False
@@ -173,15 +174,18 @@ class Tracking:
         self._tell()
 
     def close(self) -> None:
-        """Lets the trackers finish, waits while they show signs of life, and says what was lost."""
+        """Lets the trackers finish, waits while they show signs of life, but no longer than ENDING, and says what was lost."""
         global _hung
         for lane in self.lanes:
             lane.end()
-        beats = -1
-        while (alive := self._alive()) and beats != self._beats():
-            beats, until = self._beats(), time.monotonic() + PATIENCE
+        beats, end = -1, time.monotonic() + ENDING
+        while (alive := self._alive()) and beats != self._beats() and time.monotonic() < end:
+            beats, until = self._beats(), min(end, time.monotonic() + PATIENCE)
             for lane in alive:
                 lane.thread.join(max(0.0, until - time.monotonic()))
+        silent = f"it has not answered for {PATIENCE:g} s"
+        for lane in alive:
+            lane.give_up(silent if beats == self._beats() else f"{ENDING:g} s were not enough at the run's end")
         _hung = _hung or bool(alive)
         self._tell()
         for lane in self.lanes:
@@ -215,7 +219,7 @@ class _Lane:
         self.name, self.tracked, self.settings, self.history = name, tracked, settings, history
         self.queue: queue.Queue[Mapping[str, Any] | None] = queue.Queue(CAPACITY)
         self.offered, self.taken = len(history), 0
-        self.over = self.refused = self.finished = False
+        self.over = self.refused = self.finished = self.given_up = False
         self.beats = 0  # calls that the tracker came back from
         self.problem: str | None = None  # the first
         self.news: deque[str] = deque()  # for the run's own thread to say
@@ -233,15 +237,18 @@ class _Lane:
         with contextlib.suppress(queue.Full):  # then the thread sees that it is over when the queue is empty
             self.queue.put_nowait(None)
 
+    def give_up(self, why: str) -> None:
+        """What waits is lost: that is said now, so that it stays so, also where this process goes on."""
+        self.given_up, self.problem = True, self.problem or why
+
     def loss(self) -> str | None:
         """What a run's end says of it; None if nothing was lost, or that has been said."""
         lost = self.offered - self.taken
         if self.refused or (self.finished and not lost):
             return None
-        why = self.problem or f"it has not answered for {PATIENCE:g} s"
         rows = f"{lost} of {self.offered} rows were lost, which metrics.jsonl has"
         what = rows if lost else "all rows were taken, but it did not end"
-        return f"tracker {self.name}: {what}: {why}"
+        return f"tracker {self.name}: {what}: {self.problem}"
 
     def _live(self) -> None:
         tracker = self._try(lambda: TRACKERS[self.name](self.tracked))
@@ -252,11 +259,16 @@ class _Lane:
         if where := getattr(tracker, "where", None):
             self.news.append(f"tracker {self.name}: {where}")
         self._try(lambda: tracker.store_init_configuration(self.settings))
-        for row in self.history:
-            self._log(tracker, row)
-        while not (self.over and self.queue.empty()) and (row := self.queue.get()) is not None:
+        for row in self._rows():
+            if self.given_up:
+                return
             self._log(tracker, row)
         self.finished = self._try(lambda: tracker.finish() or True) is not None
+
+    def _rows(self) -> Iterator[Mapping[str, Any]]:
+        yield from self.history
+        while not (self.over and self.queue.empty()) and (row := self.queue.get()) is not None:
+            yield row
 
     def _log(self, tracker: Tracker, row: Mapping[str, Any]) -> None:
         values = {key: value for key, value in row.items() if key != "step" and value is not None and math.isfinite(value)}

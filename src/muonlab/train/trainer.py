@@ -40,13 +40,8 @@ def choose_machine(recipe: Recipe, device: str | None = None, threads: int | Non
     Raises InputError for a device that is not there.
     """
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise InputError(f"--device: expected cpu, cuda or cuda:N, got {name!r}")
+    check_device(name)
     kind = torch.device(name).type
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {name}: this torch ({torch.__version__}) sees no CUDA device; use --device cpu")
-    if kind == "cuda" and (torch.device(name).index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices")
     threads = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     fast = bf16_is_fast(kind) if bf16_fast is None else bf16_fast
@@ -54,6 +49,17 @@ def choose_machine(recipe: Recipe, device: str | None = None, threads: int | Non
     if precision == "auto":
         precision = "bf16" if fast else "float32"
     return Machine(name, precision, threads, fast)
+
+
+def check_device(name: str) -> None:
+    """Raises InputError for a device that is not there."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"--device: expected cpu, cuda or cuda:N, got {name!r}")
+    kind = torch.device(name).type
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: this torch ({torch.__version__}) sees no CUDA device; use --device cpu")
+    if kind == "cuda" and (torch.device(name).index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices")
 
 
 def batches(recipe: Recipe, text: Corpus, seed: int, accumulate: int = 1) -> tuple[Loader | PackedLoader, list[Batch]]:
