@@ -186,6 +186,7 @@ def test_the_report_has_every_stage_and_run(made, tmp_path):
         assert f"| {step.stage.name} |" in text
         assert stage["value"] == step.found.value
     assert [(run["model"], run["seed"]) for run in found["runs"]] == [("small", 1), ("wide", 1), ("wide", 2)]
+    assert (travelled.runs["wide", 1]["provenance"]["git"] or {"commit": "unknown"})["commit"] in text
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -200,6 +201,10 @@ def test_the_report_has_every_stage_and_run(made, tmp_path):
         (('name = "wide"', 'name = "one"'), "stages: 'one' is there twice"),
         (("width = 32", "widht = 32"), "models.wide: model.widht: unknown key; did you mean 'width'"),
         (("limit = 8", "limti = 8"), "problems.limti: unknown key"),
+        (("seeds = [1, 2]\n[models", "seeds = [1, 1]\n[models"), r"seeds: expected each once, got \[1, 1\]"),
+        (("seeds = [1]\n", "seeds = [1, 1]\n"), "stages.one: seeds: expected each once"),
+        (("[models.small]", '[models."../small"]'), "expected letters, digits"),
+        (('name = "both vote"', 'name = "both | vote"'), "expected no | and no line end".replace("|", "[|]")),
         (('recipe = "recipe.toml"', 'recipe = "recip.toml"'), "recip.toml: no such file"),
     ],
 )
@@ -233,3 +238,23 @@ def test_the_committed_report_is_of_the_committed_roadmap():
     }
     assert not any(run["provenance"]["git"]["dirty"] for run in found["runs"])
     assert {**loaded.config.problems.model_dump(mode="json"), "asked": 500} == found["problems"]
+
+
+def test_the_command_line_goes_on_where_it_was_and_prints_the_answer(made, monkeypatch, muonlab, tmp_path):
+    """One run, trained and asked by one command; with another seed the command asks that one alone."""
+    folder, _ = made
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    text = ROADMAP[: ROADMAP.index('[[stages]]\nname = "wide"')].replace("seeds = [1, 2]", "seeds = [1]")
+    (tmp_path / "one.toml").write_text(text)
+    line = ("eval", "roadmap", tmp_path / "one.toml", "--out", tmp_path / "out", "--threads", "1")
+    code, out, err = muonlab(*line)
+    assert code == 0, err
+    assert "one: " in out
+    assert "report.md" in err
+    (tmp_path / "one.toml").write_text(text.replace("seeds = [1]", "seeds = [1, 2]", 1).replace("seeds = [1]\n", ""))
+    code, out, err = muonlab(*line, "--json")
+    assert code == 0, err
+    assert json.loads(out)["stages"][0]["verdict"] == "baseline"
+    assert sorted(path.name for path in (tmp_path / "out" / "answers").iterdir()) == ["small-1.jsonl", "small-2.jsonl"]
+    assert muonlab("eval", "roadmap", tmp_path / "none.toml")[0] == 2

@@ -69,15 +69,15 @@ class _Bars:
     def training(self, name: str, progress: Progress) -> None:
         from muonlab.cli.progress import RunDisplay
 
-        if name != self.name:
+        if self.name != f"train {name}":
             self.stack.close()
-            self.name, self.run = name, self.stack.enter_context(RunDisplay(name))
+            self.name, self.run = f"train {name}", self.stack.enter_context(RunDisplay(name))
         self.run.update(progress)
 
     def answering(self, name: str, done: int, problems: int) -> None:
         from muonlab.cli.progress import EvaluationDisplay
 
-        if name != self.name:
+        if self.name != f"ask {name}":
             self.stack.close()
-            self.name, self.asked = name, self.stack.enter_context(EvaluationDisplay(name))
+            self.name, self.asked = f"ask {name}", self.stack.enter_context(EvaluationDisplay(name))
         self.asked.update(done / problems, f"{done}/{problems}")

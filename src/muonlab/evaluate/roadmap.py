@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -72,20 +73,29 @@ class RoadmapConfig(BaseModel):
     models: dict[str, dict[str, Any]] = Field(min_length=1, description="name -> changes of the recipe, as tables")
     problems: Problems
     stages: tuple[Stage, ...] = Field(min_length=1)
-    alpha: float = Field(0.05, gt=0, lt=0.5, description="level of the tests, after Holm's correction over all stages")
-    margin: float | None = Field(None, gt=0, lt=1, description="differences below it do not matter: equivalent")
+    alpha: float = Field(0.05, gt=0, lt=0.5, description="level of tests (after Holm's correction) and intervals")
+    margin: float | None = Field(None, gt=0, lt=1, description="smaller differences do not matter: equivalent, uncorrected")
     profiles: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="name -> changes of this file, as tables; a model is replaced"
     )
 
     @model_validator(mode="after")
     def _stages_fit(self) -> RoadmapConfig:
-        problems, before = [], []
+        problems: list[str] = []
+        before: list[str] = []
+        odd = [name for name in self.models if not re.fullmatch(r"\w[\w.-]*", name)]
+        problems += [f"models: {name!r}: expected letters, digits, -, _ and . in a name: folders have it" for name in odd]
+        if len(set(self.seeds)) < len(self.seeds):
+            problems.append(f"seeds: expected each once, got {list(self.seeds)}")
         for stage in self.stages:
             if stage.name in before:
                 problems.append(f"stages: {stage.name!r} is there twice")
             if stage.model not in self.models:
                 problems.append(f"stages.{stage.name}: unknown model {stage.model!r}; {did_you_mean(stage.model, self.models)}")
+            if len(set(stage.seeds or ())) < len(stage.seeds or ()):
+                problems.append(f"stages.{stage.name}: seeds: expected each once, got {list(stage.seeds or ())}")
+            if "|" in stage.name or "\n" in stage.name:
+                problems.append(f"stages.{stage.name!r}: a name goes into a table: expected no | and no line end")
             if foreign := [seed for seed in stage.seeds or () if seed not in self.seeds]:
                 problems.append(f"stages.{stage.name}: seeds: expected some of {list(self.seeds)}, got {foreign}")
             if stage.together != "each" and len(self.seeds_of(stage)) < 2:
