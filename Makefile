@@ -1,8 +1,9 @@
 # make demo   three optimizers on real text, and which is better: a report in about three minutes after the install
-# make test   the tests
+# make test   the tests, by two processes (JOBS=8: by eight)
 # make check  lint, format, types, import rules
 
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -14,7 +15,7 @@ demo: $(INSTALLED)
 	$(BIN)/muonlab sweep experiments/quickstart.toml
 
 test: $(CLIENTS)
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
