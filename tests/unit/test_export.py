@@ -162,7 +162,7 @@ def test_a_folder_is_whole_or_not_there_and_takes_nobodys_place(tmp_path, monkey
         raise OSError("no space left")
 
     monkeypatch.setattr("muonlab.evaluate.export.save_file", fails)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(RunError, match="new: cannot be written: no space left"):
         export(run, tmp_path / "new")
 
     def another_is_first(weights, path, **_):
