@@ -36,7 +36,7 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
             row = json.loads(line)
             if row["problem"] in rows:
                 raise InputError(f"{path}, line {number}: the problem {row['problem']} for a second time")
-            if not isinstance(row["correct"], bool):
+            if not isinstance(row["correct"], bool) or not isinstance(row.get("samples", []), list):
                 raise TypeError
             rows[row["problem"]] = row
         except (ValueError, KeyError, TypeError, RecursionError):
