@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -255,6 +256,30 @@ def test_few_shot_prompts_are_lm_evals_and_their_stops_too(here, muonlab):
     code, _, err = muonlab("eval", "gsm8k", "raw", "--data", "test.jsonl", "--few-shot", "5", "--examples", "7.jsonl")
     assert code == 2
     assert "every prompt is longer than the model's context of 64 tokens: give fewer examples" in err
+
+
+def test_figures_are_shown_though_the_file_cannot_be_written(here, muonlab):
+    before = sorted(here.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # as a disk that is full after 100 bytes
+    try:
+        code, out, err = muonlab("eval", "gsm8k", "seven", "--data", "test.jsonl", "--out", "out.jsonl", "--threads", "1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 1
+    assert out.startswith("seven: 75.0 % right (15 of 20)")
+    assert err.splitlines()[-1] == "muonlab: out.jsonl: cannot be written: File too large"
+    assert sorted(here.iterdir()) == before
+
+
+def test_the_file_is_written_though_the_figures_cannot_be_shown(here, muonlab, monkeypatch):
+    def closed(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("muonlab.cli.evaluation.show", closed)
+    monkeypatch.setattr("muonlab.cli.app._silence", lambda: None)
+    assert muonlab("eval", "gsm8k", "seven", "--data", "test.jsonl", "--out", "out.jsonl", "--threads", "1")[0] == 0
+    assert len(Path("out.jsonl").read_text().splitlines()) == 20
 
 
 def test_texts_that_were_cut_are_told(here, muonlab):
