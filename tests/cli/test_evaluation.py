@@ -311,6 +311,15 @@ def test_evaluations_without_sense_are_refused(here, muonlab, arguments, message
     assert sorted(here.iterdir()) == before
 
 
+@pytest.mark.parametrize("how", ["--ensemble", "--average"])
+def test_a_run_by_another_name_is_the_same_run(here, made, muonlab, how):
+    shutil.copytree(made / "seven", here / "copy")
+    for other in (here / "seven", Path("seven-2/../seven"), made / "seven", "copy"):
+        code, out, err = muonlab("eval", "gsm8k", how, "seven", other, "--data", "test.jsonl")
+        assert (code, out) == (2, "")
+        assert f"{other}: given twice (as seven, too); for several answers of one run there is --samples" in err
+
+
 def test_ctrl_c_leaves_nothing_half_written(here, muonlab, monkeypatch):
     calls, real = [], TextGenerator.generate
 
