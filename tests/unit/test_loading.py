@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from muonlab.data.tokenizers import ByteTokenizer, train_bpe
-from muonlab.errors import InputError
+from muonlab.errors import InputError, RunError
 from muonlab.evaluate.loading import load_run
 from muonlab.evaluate.loss import evaluate_loss
 from muonlab.files import sha256_of
@@ -204,6 +204,15 @@ def test_the_loss_is_that_of_training(trained, run):
     assert everything["recorded"] is None
     with pytest.raises(InputError, match=r"--tokens: expected 32 \(one row\) to \d+ \(all\), got 31"):
         evaluate_loss(loaded, tokens=31)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_no_figure(run, weight):
+    loaded = load_run(run, threads=1)
+    with torch.no_grad():
+        next(loaded.model.parameters()).fill_(weight)
+    with pytest.raises(RunError, match="step 12: expected a finite loss, got nan: .* --checkpoint"):
+        evaluate_loss(loaded)
 
 
 def test_the_window_is_the_one_that_training_ended_with(trained, tmp_path):
