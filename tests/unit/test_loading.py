@@ -215,6 +215,20 @@ def test_a_loss_that_is_not_finite_is_no_figure(run, weight):
         evaluate_loss(loaded)
 
 
+def test_data_that_is_not_there_is_named_with_where_its_path_begins(trained, run, monkeypatch):
+    recipe = json.loads((run / "run.json").read_text())["recipe"]
+    change(run, recipe={**recipe, "data": {**recipe["data"], "files": ["corpus.txt"]}})
+    monkeypatch.chdir(trained)
+    assert evaluate_loss(load_run(run, threads=1))["loss"] > 0
+    monkeypatch.chdir(run)
+    relative = r"no file matches 'corpus.txt'.*\n.*run: .* paths are relative to where the run was trained: .* name --data"
+    with pytest.raises(InputError, match=relative):
+        evaluate_loss(load_run(run, threads=1))
+    change(run, recipe={**recipe, "data": {**recipe["data"], "files": ["/nothing/corpus.txt"]}})
+    with pytest.raises(InputError, match=r"\n.*run: the data that it was trained on cannot be read; name --data"):
+        evaluate_loss(load_run(run, threads=1))
+
+
 def test_the_window_is_the_one_that_training_ended_with(trained, tmp_path):
     settings = [
         "model.window_pattern='L'",

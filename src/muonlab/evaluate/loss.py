@@ -66,7 +66,13 @@ def evaluate_loss(
 
 
 def _own(run: LoadedRun, split: str) -> Text:
-    text = corpus.load(run.recipe.data)
+    data = run.recipe.data
+    try:
+        text = corpus.load(data)
+    except InputError as error:
+        moved = any(not Path(name).is_absolute() for name in (*data.files, *data.validation_files))
+        there = "its paths are relative to where the run was trained: give the command there, or name" if moved else "name"
+        raise InputError(*error.problems, f"{run.folder}: the data that it was trained on cannot be read; {there} --data") from None
     if text.provenance["sha256"] != run.described["data"]["sha256"]:
         raise InputError(f"{run.folder}: its corpus has changed since it was trained (SHA-256 differs): name --data")
     return text.validation if split == "validation" else text.train
