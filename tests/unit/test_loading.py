@@ -211,7 +211,7 @@ def test_a_loss_that_is_not_finite_is_no_figure(run, weight):
     loaded = load_run(run, threads=1)
     with torch.no_grad():
         next(loaded.model.parameters()).fill_(weight)
-    with pytest.raises(RunError, match="step 12: expected a finite loss, got nan: .* --checkpoint"):
+    with pytest.raises(RunError, match=r"step 12: expected a finite loss, got nan: .* --checkpoint"):
         evaluate_loss(loaded)
 
 
