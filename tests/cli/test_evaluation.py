@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -257,6 +258,30 @@ def test_few_shot_prompts_are_lm_evals_and_their_stops_too(here, muonlab):
     assert "every prompt is longer than the model's context of 64 tokens: give fewer examples" in err
 
 
+def test_figures_are_shown_though_the_file_cannot_be_written(here, muonlab):
+    before = sorted(here.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # as a disk that is full after 100 bytes
+    try:
+        code, out, err = muonlab("eval", "gsm8k", "seven", "--data", "test.jsonl", "--out", "out.jsonl", "--threads", "1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 1
+    assert out.startswith("seven: 75.0 % right (15 of 20)")
+    assert err.splitlines()[-1] == "muonlab: out.jsonl: cannot be written: File too large"
+    assert sorted(here.iterdir()) == before
+
+
+def test_the_file_is_written_though_the_figures_cannot_be_shown(here, muonlab, monkeypatch):
+    def closed(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("muonlab.cli.evaluation.show", closed)
+    monkeypatch.setattr("muonlab.cli.app._silence", lambda: None)
+    assert muonlab("eval", "gsm8k", "seven", "--data", "test.jsonl", "--out", "out.jsonl", "--threads", "1")[0] == 0
+    assert len(Path("out.jsonl").read_text().splitlines()) == 20
+
+
 def test_texts_that_were_cut_are_told(here, muonlab):
     _, err = ask(muonlab, "seven", "--max-tokens", "3")
     assert "seven: 20 of 20 texts were cut off: --max-tokens allows longer ones" in err
@@ -284,6 +309,15 @@ def test_evaluations_without_sense_are_refused(here, muonlab, arguments, message
     assert (code, out) == (2, "")
     assert message in err
     assert sorted(here.iterdir()) == before
+
+
+@pytest.mark.parametrize("how", ["--ensemble", "--average"])
+def test_a_run_by_another_name_is_the_same_run(here, made, muonlab, how):
+    shutil.copytree(made / "seven", here / "copy")
+    for other in (here / "seven", Path("seven-2/../seven"), made / "seven", "copy"):
+        code, out, err = muonlab("eval", "gsm8k", how, "seven", other, "--data", "test.jsonl")
+        assert (code, out) == (2, "")
+        assert f"{other}: given twice (as seven, too); for several answers of one run there is --samples" in err
 
 
 def test_ctrl_c_leaves_nothing_half_written(here, muonlab, monkeypatch):

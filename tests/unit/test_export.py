@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from muonlab.data.tokenizers import ByteTokenizer, HubTokenizer, train_bpe
-from muonlab.errors import InputError
+from muonlab.errors import InputError, RunError
 from muonlab.evaluate.export import export, load_exported
 from muonlab.evaluate.hub_files import byte_table, tokenizer_files
 from muonlab.evaluate.loading import LoadedRun
@@ -161,7 +162,7 @@ def test_a_folder_is_whole_or_not_there_and_takes_nobodys_place(tmp_path, monkey
         raise OSError("no space left")
 
     monkeypatch.setattr("muonlab.evaluate.export.save_file", fails)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(RunError, match="new: cannot be written: no space left"):
         export(run, tmp_path / "new")
 
     def another_is_first(weights, path, **_):
@@ -335,3 +336,26 @@ def test_bytes_are_tokens_in_the_tokenizers_library_too(content, text):
     table.encode_special_tokens = True
     assert table.encode(text).ids == list(text.encode())
     assert table.decode(list(content)) == content.decode(errors="replace")
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
+    run = made({**SMALL, "width": 64}, ByteTokenizer())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))  # the texts find room, the weights do not
+    try:
+        with pytest.raises(RunError, match=r"models/a: cannot be written: .*(too large|Bus|space)"):
+            export(run, tmp_path / "models" / "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == [], "no parent that was made for it either"
+    export(run, tmp_path / "models" / "a")
+
+
+@pytest.mark.parametrize("to", ["safetensors", "hf"])
+def test_whoever_may_read_one_file_may_read_all(tmp_path, to):
+    before = os.umask(0o027)
+    try:
+        export(made(SMALL, ByteTokenizer()), tmp_path / "a", to)
+    finally:
+        os.umask(before)
+    assert {oct(file.stat().st_mode & 0o777) for file in (tmp_path / "a").iterdir()} == {"0o640"}

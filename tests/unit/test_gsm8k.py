@@ -160,12 +160,32 @@ def test_problems_are_read_as_gsm8k_has_them(tmp_path):
     ]
 
 
+def test_levels_are_numbers_or_names_in_one_order(tmp_path):
+    class One:
+        def generate(self, prompts, **how):
+            return ["#### 1"] * len(prompts)
+
+    levels = ["hard", 10, 2, None, "easy", "2"]  # 2 and "2" are one
+    rows = [{"question": f"{i}?", "answer": "#### 1", "level": level} for i, level in enumerate(levels)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    problems = read_problems([str(tmp_path / "x.jsonl")])
+    assert [problem.level for problem in problems] == levels
+    found = summarize(evaluate(problems, {"m": One()}))["levels"]
+    assert {level: part["problems"] for level, part in found.items()} == {"2": 2, "10": 1, "easy": 1, "hard": 1}
+    for way in (rows, rows[::-1]):
+        (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, way)))
+        found = summarize(evaluate(read_problems([str(tmp_path / "x.jsonl")]), {"m": One()}))
+        assert list(found["levels"]) == ["2", "10", "easy", "hard"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('{"question": "a?", "answer": "The answer is 1"}', "row 1: expected an answer that ends in #### N"),
         ('{"question": "a?"}', "row 1: expected text in the columns question and answer, got the columns question"),
         ('{"question": "a?", "answer": 1}', "expected text in the columns question and answer"),
+        ('{"question": "a?", "answer": "#### 1", "level": [1]}', r"row 1: expected a whole number or text in .* level, got \[1\]"),
+        ('{"question": "a?", "answer": "#### 1", "level": true}', "row 1: expected a whole number or text in the column level"),
         ('{"question": "a?", "answer": "#### 1"}\n' * 2, "row 2: this question occurs twice"),
         ("", "expected problems, got none"),
     ],
@@ -248,6 +268,8 @@ def test_files_of_other_problems_are_not_compared(muonlab, evaluated, tmp_path):
         ("", [], "expected the answers to some problems, got an empty file"),
         ("{}", [], "line 1: expected a line of muonlab eval gsm8k's --out, got '{}'"),
         ('{"problem": "a", "correct": 1}', [], "line 1: expected a line of"),
+        ('{"problem": "a", "correct": true, "samples": null}', [], "line 1: expected a line of"),
+        ('{"problem": "a", "correct": true, "samples": 3}', [], "line 1: expected a line of"),
         ('{"problem": "a", "correct": true}\n' * 2, [], "line 2: the problem a for a second time"),
         ("", ["--alpha", "5"], "--alpha: expected a level between 0 and 0.5"),
         ("", ["--margin", "2"], "--margin: expected a difference between 0 and 1"),

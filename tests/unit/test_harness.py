@@ -60,10 +60,17 @@ def test_what_the_context_cannot_hold_is_cut_at_the_beginning(run):
     kept = (long + after)[-33:]
     total, _ = plain(run, kept[: -len(after)], after)
     assert one.log_likelihood == pytest.approx(total, abs=1e-4)
-    with pytest.raises(ValueError, match="expected tokens before and 1 to 32 after them, got 1 and 33"):
-        score(run, [(b"a", b"b" * 33)])
-    with pytest.raises(ValueError, match="got 0 and 1"):
+    with pytest.raises(ValueError, match="expected tokens before and after, got 0 and 1"):
         score(run, [(b"", b"b")])
+
+
+def test_of_an_answer_longer_than_the_context_its_end_is_scored(run):
+    answer = b" factor of the gradient is the step the polar"
+    found = score(run, [(b"the", b"!"), (b"the polar", answer), (b"the", b"")])
+    total, _ = plain(run, answer[-33:-32], answer[-32:])
+    assert found[1].log_likelihood == pytest.approx(total, abs=1e-4)
+    assert found[0].log_likelihood == pytest.approx(plain(run, b"the", b"!")[0], abs=1e-4)
+    assert (found[2].log_likelihood, found[2].greedy) == (0.0, True)
 
 
 # -- the real package -----------------------------------------------------------------------------------------------
@@ -87,6 +94,22 @@ def test_the_harness_gets_log_likelihoods(harness, run):
     for (total, greedy), (wanted, wanted_greedy) in zip(found, expected, strict=True):
         assert total == pytest.approx(wanted, abs=1e-4)
         assert greedy == wanted_greedy
+
+
+def test_an_answer_longer_than_the_context_is_cut_and_counted(harness):
+    before = harness.truncated
+    long, empty, short = harness.loglikelihood(
+        asked(("the polar", " factor of the gradient is the step of the polar"), ("the", ""), ("the", " step")), disable_tqdm=True
+    )
+    assert harness.truncated == before + 1
+    assert long[0] < 0
+    assert empty == (0.0, True)
+    assert short[0] < 0
+
+
+def test_a_context_of_spaces_is_the_end_of_a_document(harness, run):
+    ((total, _),) = harness.loglikelihood(asked((" ", "the")), disable_tqdm=True)
+    assert total == pytest.approx(plain(run, [END], b" the")[0], abs=1e-4)
 
 
 def test_rolling_windows_count_each_token_once(harness, run):

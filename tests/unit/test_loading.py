@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from muonlab.data.tokenizers import ByteTokenizer, train_bpe
-from muonlab.errors import InputError
+from muonlab.errors import InputError, RunError
 from muonlab.evaluate.loading import load_run
 from muonlab.evaluate.loss import evaluate_loss
 from muonlab.files import sha256_of
@@ -204,6 +204,29 @@ def test_the_loss_is_that_of_training(trained, run):
     assert everything["recorded"] is None
     with pytest.raises(InputError, match=r"--tokens: expected 32 \(one row\) to \d+ \(all\), got 31"):
         evaluate_loss(loaded, tokens=31)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_no_figure(run, weight):
+    loaded = load_run(run, threads=1)
+    with torch.no_grad():
+        next(loaded.model.parameters()).fill_(weight)
+    with pytest.raises(RunError, match=r"step 12: expected a finite loss, got nan: .* --checkpoint"):
+        evaluate_loss(loaded)
+
+
+def test_data_that_is_not_there_is_named_with_where_its_path_begins(trained, run, monkeypatch):
+    recipe = json.loads((run / "run.json").read_text())["recipe"]
+    change(run, recipe={**recipe, "data": {**recipe["data"], "files": ["corpus.txt"]}})
+    monkeypatch.chdir(trained)
+    assert evaluate_loss(load_run(run, threads=1))["loss"] > 0
+    monkeypatch.chdir(run)
+    relative = r"no file matches 'corpus.txt'.*\n.*run: .* paths are relative to where the run was trained: .* name --data"
+    with pytest.raises(InputError, match=relative):
+        evaluate_loss(load_run(run, threads=1))
+    change(run, recipe={**recipe, "data": {**recipe["data"], "files": ["/nothing/corpus.txt"]}})
+    with pytest.raises(InputError, match=r"\n.*run: the data that it was trained on cannot be read; name --data"):
+        evaluate_loss(load_run(run, threads=1))
 
 
 def test_the_window_is_the_one_that_training_ended_with(trained, tmp_path):

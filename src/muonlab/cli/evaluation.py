@@ -147,11 +147,13 @@ def gsm8k(
         )
     for line in team.warnings():
         say(line)
-    if out is not None:
-        write_results(out, results)
     settings = {**vars(how), "stop": list(how.stop), "vote": vote, "few_shot": few_shot, "data": data, "limit": limit}
     figures = {**summarize(results, alpha=alpha), **team.as_json(), "settings": settings, "out": None if out is None else str(out)}
-    show(figures, json, lambda: "\n".join(_figures_in_words(team, figures)))
+    try:
+        show(figures, json, lambda: "\n".join(_figures_in_words(team, figures)))
+    finally:  # neither the figures nor the file is lost with the other
+        if out is not None:
+            write_results(out, results)
 
 
 def _examples(

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from muonlab import __version__
 from muonlab.data.tokenizers import Tokenizer, about, load_tokenizer
-from muonlab.errors import InputError
+from muonlab.errors import InputError, RunError
 from muonlab.evaluate.hub_files import hub_config, hub_files
 from muonlab.evaluate.loading import LoadedRun, fill
 from muonlab.files import sync_directory
@@ -48,16 +49,17 @@ def export(run: LoadedRun, out: str | Path, to: Form = "safetensors") -> dict[st
     """Writes the run's model into the new folder `out`; returns its files and their sizes in bytes.
 
     safetensors: for `load_exported`. hf: for transformers, with the model's code beside the weights; of the family gpt alone.
-    Raises InputError where something is at `out`, or for another family.
+    Raises InputError where something is at `out`, or for another family; RunError where it cannot be written (a full disk).
     """
     out = Path(out)
     refuse_taken(out)
     texts = _own_files(run) if to == "safetensors" else hub_files(run, hub_config(run))
     with _new_folder(out) as building:
-        weights = own(run.model.state_dict())
-        save_file(weights, building / WEIGHTS, metadata={"format": "pt"})  # transformers looks for this entry
         for name, text in texts.items():
             (building / name).write_text(text, encoding="utf-8")
+        weights = own(run.model.state_dict())
+        save_file(weights, building / WEIGHTS, metadata={"format": "pt"})  # transformers looks for this entry
+        shutil.copymode(building / CONFIG, building / WEIGHTS)  # safetensors lets nobody else read it
         if to == "safetensors" and run.known_tokenizer is not None:
             run.known_tokenizer.save(building / "tokenizer.json")
         return {path.name: path.stat().st_size for path in sorted(building.iterdir())}
@@ -150,8 +152,12 @@ The weights are those of the module, by their names; `config.json` has its famil
 
 @contextlib.contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears at `path` when the block ends without an error, flushed to the disk; else nothing does."""
+    """A folder that appears at `path` when the block ends without an error, flushed to the disk; else nothing does.
+
+    Raises RunError where the disk does not take it.
+    """
     building = path.with_name(f".{path.name}.{os.getpid()}.building")
+    absent = [parent for parent in path.absolute().parents if not parent.exists()]
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir(parents=True)
@@ -163,5 +169,10 @@ def _new_folder(path: Path) -> Iterator[Path]:
         refuse_taken(path)  # by now, another may have been there first
         os.rename(building, path)
         sync_directory(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        with contextlib.suppress(OSError):  # one that has something in it stays: the folder, if all went well
+            for parent in absent:
+                parent.rmdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -39,7 +40,7 @@ class Problem:
     question: str
     solution: str
     gold: str
-    level: int | None = None  # of arithmetic-words
+    level: int | str | None = None  # 1 to 3 in arithmetic-words
 
     @property
     def row(self) -> dict[str, str]:
@@ -48,7 +49,8 @@ class Problem:
 
 def read_problems(names: Sequence[str], *, subset: str | None = None, split: str | None = None) -> list[Problem]:
     """Problems with the columns question and answer, from files or data sets. Raises InputError for a row without
-    them, an answer without `#### N`, a question that occurs twice, and where there are none."""
+    them, an answer without `#### N`, a level that is neither a whole number nor text, a question that occurs twice, and where
+    there are none."""
     problems: dict[str, Problem] = {}
     for source in find_sources(names, subset=subset, split=split):
         if source.kind in ("text", "bin"):
@@ -63,7 +65,10 @@ def read_problems(names: Sequence[str], *, subset: str | None = None, split: str
             identity = hashlib.sha256(row["question"].encode(errors="surrogatepass")).hexdigest()[:16]
             if identity in problems:
                 raise InputError(f"{where}: this question occurs twice; remove one")
-            problems[identity] = Problem(identity, row["question"], row["answer"], gold, row.get("level"))
+            level = row.get("level")
+            if isinstance(level, bool) or not isinstance(level, int | str | None):
+                raise InputError(f"{where}: expected a whole number or text in the column level, got {level!r:.60}")
+            problems[identity] = Problem(identity, row["question"], row["answer"], gold, level)
     if not problems:
         raise InputError(f"{', '.join(names)}: expected problems, got none")
     return list(problems.values())
@@ -193,8 +198,10 @@ def evaluate(
 
 def summarize(results: Sequence[Result], *, alpha: float = 0.05) -> dict[str, Any]:
     """The figures, as JSON. published: right answers as the rule's own source counts them, of single samples only."""
-    levels = sorted({result.problem.level for result in results if result.problem.level is not None})
-    parts = {str(level): [r for r in results if r.problem.level == level] for level in levels}
+    parts: dict[str, list[Result]] = {}
+    for result in results:
+        if result.problem.level is not None:
+            parts.setdefault(str(result.problem.level), []).append(result)
     samples = [sample for result in results for sample in result.samples]
     single = all(len(result.samples) == 1 for result in results)
     return {
@@ -206,8 +213,13 @@ def summarize(results: Sequence[Result], *, alpha: float = 0.05) -> dict[str, An
         "invalid_samples": sum(sample.answer is None for sample in samples) / len(samples),
         "ties": sum(bool(result.vote.tied) for result in results),
         "vote_share": None if single else sum(result.vote.share for result in results) / len(results),
-        "levels": {level: _figures(part, alpha) for level, part in parts.items()} if len(parts) > 1 else {},
+        "levels": {level: _figures(parts[level], alpha) for level in sorted(parts, key=_place)} if len(parts) > 1 else {},
     }
+
+
+def _place(level: str) -> tuple[float, str]:
+    """Numbers by their value, then names."""
+    return (int(level) if level.isdecimal() else math.inf, level)
 
 
 def _figures(results: Sequence[Result], alpha: float) -> dict[str, Any]:

@@ -24,7 +24,8 @@ class HarnessModel(_api.TemplateLM):
     """lm_eval.simple_evaluate(model="muonlab", model_args="run=runs/x"), or model=HarnessModel(a loaded run).
 
     Prompts are the tasks' own: a run's template is not used. What is longer than the context loses its beginning, as with the
-    harness's own models; `truncated` counts such requests. An empty context is the end of a document.
+    harness's own models; `truncated` counts such requests. Of an answer longer than the context, its last tokens are
+    scored; an empty one scores (0.0, True). An empty context is the end of a document.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class HarnessModel(_api.TemplateLM):
         pairs = []
         for _texts, before, after in requests:
             self.truncated += len(before) + len(after) > self.max_length + 1
-            pairs.append((before, after))
+            pairs.append((before or [self.eot_token_id], after))  # a context of spaces alone goes to the answer
         found = [(one.log_likelihood, one.greedy) for one in score(self.run, pairs, batch=self.batch)]
         for (texts, _, _), one in zip(requests, found, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, one)

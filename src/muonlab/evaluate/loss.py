@@ -16,7 +16,7 @@ from muonlab.data.corpus import Text
 from muonlab.data.loader import Batch, to_batch
 from muonlab.data.packing import WINDOW, pack, packed_batch
 from muonlab.data.prepared import Documents, open_prepared
-from muonlab.errors import InputError
+from muonlab.errors import InputError, RunError
 from muonlab.evaluate.loading import LoadedRun
 from muonlab.train.run_folder import RunFolder
 
@@ -35,7 +35,8 @@ def evaluate_loss(
 
     data: a folder that `muonlab data prepare` made; None: the run's own, of which `recorded` is what training found at this step.
     tokens: as train.eval_tokens; default: as many as in training, or all of other data. on_progress: is told the share that is done
-    and tokens a second. Raises InputError for data of another tokenizer, and where there is none.
+    and tokens a second. Raises InputError for data of another tokenizer, and where there is none; RunError for a loss that is not
+    finite.
     """
     text = _own(run, split) if data is None else _other(run, data, split)
     as_trained = data is None and tokens is None
@@ -48,6 +49,11 @@ def evaluate_loss(
     if not count:
         raise InputError(f"{data or run.folder}: no target counts in the {split} part: the answers lie beyond the tokens asked for")
     loss, seconds = total / count, time.perf_counter() - began
+    if not math.isfinite(loss):
+        raise RunError(
+            f"{run.folder}, step {run.step}: expected a finite loss, got {loss}: the run diverged, or {run.machine.precision} does "
+            "not hold its logits; choose an earlier step with --checkpoint"
+        )
     return {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
@@ -60,7 +66,13 @@ def evaluate_loss(
 
 
 def _own(run: LoadedRun, split: str) -> Text:
-    text = corpus.load(run.recipe.data)
+    data = run.recipe.data
+    try:
+        text = corpus.load(data)
+    except InputError as error:
+        moved = any(not Path(name).is_absolute() for name in (*data.files, *data.validation_files))
+        there = "its paths are relative to where the run was trained: give the command there, or name" if moved else "name"
+        raise InputError(*error.problems, f"{run.folder}: the data that it was trained on cannot be read; {there} --data") from None
     if text.provenance["sha256"] != run.described["data"]["sha256"]:
         raise InputError(f"{run.folder}: its corpus has changed since it was trained (SHA-256 differs): name --data")
     return text.validation if split == "validation" else text.train

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from muonlab.data.writing import new_file
-from muonlab.errors import InputError
+from muonlab.errors import InputError, RunError
 from muonlab.evaluate.accuracy import Accuracy, PairedAccuracy, accuracy, compare
 from muonlab.evaluate.gsm8k import Result
 
@@ -17,10 +17,13 @@ _SHOWN = 3  # problems that are named one by one
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
-    """JSONL, whole or not there."""
-    with new_file(path) as file:
-        for result in results:
-            file.write(json.dumps(result.row()) + "\n")
+    """JSONL, whole or not there. Raises RunError where it cannot be written."""
+    try:
+        with new_file(path) as file:
+            for result in results:
+                file.write(json.dumps(result.row()) + "\n")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
@@ -36,7 +39,7 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
             row = json.loads(line)
             if row["problem"] in rows:
                 raise InputError(f"{path}, line {number}: the problem {row['problem']} for a second time")
-            if not isinstance(row["correct"], bool):
+            if not isinstance(row["correct"], bool) or not isinstance(row.get("samples", []), list):
                 raise TypeError
             rows[row["problem"]] = row
         except (ValueError, KeyError, TypeError, RecursionError):

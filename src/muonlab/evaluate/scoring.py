@@ -23,20 +23,21 @@ class Score:
 
 def score(run: LoadedRun, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch: int = 64) -> list[Score]:
     """The score of each pair's second tokens, as they follow the first. Of more than the context holds, the first tokens are not
-    read. Raises ValueError where there is nothing before, or more after than the context has positions."""
+    read: of an answer longer than the context, only its last `context` tokens are scored. No tokens are certain: (0, True).
+    Raises ValueError where there is nothing before."""
     context = run.context
     rows: list[list[int]] = []
     for before, after in pairs:
-        if not before or not 0 < len(after) <= context:
-            raise ValueError(f"expected tokens before and 1 to {context} after them, got {len(before)} and {len(after)}")
+        if not before:
+            raise ValueError(f"expected tokens before and after, got 0 and {len(after)}")
         rows.append([*before, *after][-(context + 1) :])
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    found: dict[int, Score] = {}
+    found = {i: Score(0.0, True) for i, (_, after) in enumerate(pairs) if not after}
+    order = sorted((i for i in range(len(rows)) if i not in found), key=lambda i: -len(rows[i]))
     while order:
         width = len(rows[order[0]]) - 1
         many = max(1, min(batch, _LOGITS_AT_A_TIME // (width * run.model.vocab_size)))
         some, order = order[:many], order[many:]
-        lasts = [len(pairs[i][1]) for i in some]
+        lasts = [min(len(pairs[i][1]), context) for i in some]
         found |= zip(some, _scores(run, [rows[i] for i in some], lasts), strict=True)
     return [found[i] for i in range(len(rows))]
 

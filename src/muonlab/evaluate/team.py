@@ -14,6 +14,7 @@ from muonlab.evaluate.generation import TextGenerator
 from muonlab.evaluate.gsm8k import ZERO_SHOT, Prompt
 from muonlab.evaluate.loading import LoadedRun, load_run
 from muonlab.evaluate.prompts import asked_by, left_empty, own_template
+from muonlab.train.checkpoint import weights_sha256
 
 
 @dataclass
@@ -98,15 +99,26 @@ def gather(
         raise InputError(f"got {len(folders)} runs: expected --ensemble (their answers vote) or --average (their logits)")
     if len(folders) == 1 and together is not None:
         raise InputError("expected several runs with --ensemble or --average, got one")
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise InputError(f"{twice[0]}: given twice; for several answers of one run there is --samples")
+    _refuse_twice(names, [folder.resolve() for folder in folders])
     runs = [load_run(f, device, checkpoint=checkpoint, tokenizer=tokenizer, threads=threads) for f in folders]
+    if together is not None:
+        _refuse_twice(names, [weights_sha256(run.model) for run in runs])  # copies
     forms = {name: _form(run, prompt, template) for name, run in zip(names, runs)}
     told = [f"{name}: {text}" for name, (_, text) in forms.items() if text]
     if together != "average":
         models = {name: TextGenerator.of(run, batch=batch) for name, run in zip(names, runs)}
         return Team(runs, together, models, {name: form for name, (form, _) in forms.items()}, told)
     return Team(runs, together, {"average": _averaged(runs, batch)}, {"average": _common(forms)}, told)
+
+
+def _refuse_twice(names: Sequence[str], identities: Sequence[object]) -> None:
+    """Raises InputError where two runs, by name, are one: its answers would count twice."""
+    first: dict[object, str] = {}
+    for name, identity in zip(names, identities, strict=True):
+        if identity in first:
+            as_well = "" if first[identity] == name else f" (as {first[identity]}, too)"
+            raise InputError(f"{name}: given twice{as_well}; for several answers of one run there is --samples")
+        first[identity] = name
 
 
 def _form(run: LoadedRun, prompt: Prompt | None, template: str | None) -> tuple[Prompt, str]:
