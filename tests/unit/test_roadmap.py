@@ -258,3 +258,16 @@ def test_the_command_line_goes_on_where_it_was_and_prints_the_answer(made, monke
     assert json.loads(out)["stages"][0]["verdict"] == "baseline"
     assert sorted(path.name for path in (tmp_path / "out" / "answers").iterdir()) == ["small-1.jsonl", "small-2.jsonl"]
     assert muonlab("eval", "roadmap", tmp_path / "none.toml")[0] == 2
+
+
+def test_levels_may_have_names(made, tmp_path):
+    _, travelled = made
+    stages = {}
+    for name, members in travelled.stages.items():
+        named = [
+            [replace(r, problem=replace(r.problem, level=("easy", "hard")[i % 2])) for i, r in enumerate(m.results)]
+            for m in members
+        ]
+        stages[name] = [Answers(results, member.work) for results, member in zip(named, members, strict=True)]
+    write_report(replace(travelled, stages=stages), tmp_path)
+    assert "| stage | level easy | level hard |" in (tmp_path / "report.md").read_text()

@@ -38,7 +38,7 @@ class Step:
     adjusted: float | None
     verdict: str
     tokens: int
-    levels: dict[int, float]
+    levels: dict[str, float]
 
 
 def steps(travelled: Travelled) -> list[Step]:
@@ -63,7 +63,8 @@ def right_of(members: list[Answers]) -> Right:
 
 def _step(travelled: Travelled, stage: Stage, right: Right, found: Gain | None, adjusted: float | None) -> Step:
     config, members = travelled.roadmap.config, travelled.stages[stage.name]
-    levels = np.array([result.problem.level or 0 for result in members[0].results])
+    of_each = [result.problem.level for result in members[0].results]
+    levels = sorted({level for level in of_each if level is not None}, key=lambda level: (isinstance(level, str), level))
     verdict = "baseline"
     if found is not None and adjusted is not None:
         word = "better" if found.difference > 0 else "worse"
@@ -77,7 +78,7 @@ def _step(travelled: Travelled, stage: Stage, right: Right, found: Gain | None, 
         adjusted,
         verdict,
         round(float(np.mean([member.work["tokens"] / len(member.results) for member in members]))),
-        {int(level): float(right[:, levels == level].mean()) for level in np.unique(levels) if level},
+        {str(level): float(right[:, [other == level for other in of_each]].mean()) for level in levels},
     )
 
 
@@ -171,10 +172,10 @@ def _lines(travelled: Travelled, judged: list[Step]) -> list[str]:
     lines = [f"# {config.question}", "", *(f"- {sentence(step, config.alpha)}" for step in judged), "", "![](accuracy.png)", ""]
     lines += [*_stages(config, judged), ""]
     lines += [f"The same {count} problems for all ({named}), answers read by the rule {asked.rule}. {_HOW}", ""]
-    if levels := sorted({number for step in judged for number in step.levels}):
+    if levels := list(judged[0].levels):
         lines += ["## By level", "", f"| stage |{''.join(f' level {n} |' for n in levels)}", f"|---|{'---|' * len(levels)}"]
         for step in judged:
-            cells = (f"{100 * step.levels[n]:.1f} %" if n in step.levels else "–" for n in levels)
+            cells = (f"{100 * step.levels[n]:.1f} %" for n in levels)
             lines.append(f"| {step.stage.name} | {' | '.join(cells)} |")
         lines.append("")
     lines += ["## The runs", ""]
