@@ -20,7 +20,7 @@ from muonlab.data.cot import Solution, Unfit, read_solution
 from muonlab.data.numbers import calculate, read_number, rounds_to, write_number
 
 GSM8K = Path(__file__).parents[1] / "data" / "gsm8k_form.jsonl"
-WHOLE = Path("/work/shared/data/gsm8k_train_400.jsonl")
+WHOLE = Path(__file__).parents[3] / "shared/data/gsm8k_train_400.jsonl"
 
 
 # -- numbers --------------------------------------------------------------------------------------------------------
