@@ -26,6 +26,7 @@ from muonlab.names import did_you_mean
 from muonlab.train.layers import laid
 from muonlab.train.recipe import Recipe
 from muonlab.train.run import Progress, train
+from muonlab.train.run_folder import RunFolder
 from muonlab.train.settings import merge, read_toml, validated
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -206,7 +207,7 @@ def travel(
         result = train(roadmap.recipes[model], seed, folder, resume=True, **options)
         if result["status"] != "finished":
             raise RunError(f"{folder}: {result['status']} at step {result['steps']}: lower its learning rate in the roadmap")
-        runs[model, seed] = {**json.loads((folder / "run.json").read_text()), **result}
+        runs[model, seed] = {**(RunFolder(folder).run() or {}), **result}
 
     def answers(way: _Way) -> Answers:
         def gathered() -> Team:
