@@ -37,6 +37,33 @@ checkpoint_every = 3
 """
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the tests marked cuda run: a torch device, such as cuda or cuda:1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    name = config.getoption("--device")
+    try:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a torch without CUDA raises AssertionError
+        why = str(error).partition("\n")[0]
+        raise pytest.UsageError(f"--device: expected a device that torch can use here, got {name!r}: {why}") from None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever takes the fixture `device` can run on a GPU, and carries the marker that picks it."""
+    for item in items:
+        if "device" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.cuda)
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """Where models, weights and gradients live; references stay on the CPU. Random numbers are drawn on the CPU and moved, so
+    that they are the same everywhere."""
+    return request.config.getoption("--device")
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Equal bits need equal thread counts; one is also the fastest at these sizes."""
