@@ -30,10 +30,10 @@ def loss_of(model: nn.Module, tokens: Tensor) -> Tensor:
     return nn.functional.cross_entropy(model(tokens), (tokens * 3 + 1) % VOCABULARY)
 
 
-def batches(count: int, size: int = 16) -> list[Tensor]:
+def batches(count: int, size: int = 16, device: str = "cpu") -> list[Tensor]:
     """Always the same: a longer list begins as a shorter one does."""
     generator = torch.Generator().manual_seed(7)
-    return [torch.randint(VOCABULARY, (size,), generator=generator) for _ in range(count)]
+    return [torch.randint(VOCABULARY, (size,), generator=generator).to(device) for _ in range(count)]
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, tokens: list[Tensor]) -> None:

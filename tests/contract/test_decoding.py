@@ -48,7 +48,7 @@ PARTS = {"at once": [40], "one by one": [1] * 40, "a prompt, then steps": [23] +
 every_model = pytest.mark.parametrize(("family", "variant"), MODELS, ids=["-".join(model) for model in MODELS])
 
 
-def build(family, variant, dtype=torch.float32, **keys):
+def build(family, variant, dtype=torch.float32, device="cpu", **keys):
     own = VARIANTS.get(family, {}).get(variant, {})
     model = smallest()[family].model.model_copy(update={"context": CONTEXT, **own, **keys}).build(VOCABULARY)
     model.initialize(lambda name: torch.Generator().manual_seed(stream_seed(0, name)))
@@ -56,7 +56,7 @@ def build(family, variant, dtype=torch.float32, **keys):
         model.set_window(2)
     if type(model).extend is Model.extend:
         pytest.skip("this family does not generate")
-    return moved(model).to(dtype).eval()
+    return moved(model).to(device, dtype).eval()
 
 
 def close(a, b, atol=1e-4):
@@ -69,8 +69,8 @@ def tensors(states):
 
 @every_model
 @torch.no_grad()
-def test_any_parts_give_the_logits_of_the_forward_pass(family, variant):
-    model, tokens = build(family, variant), some_tokens(3, CONTEXT)
+def test_any_parts_give_the_logits_of_the_forward_pass(family, variant, device):
+    model, tokens = build(family, variant, device=device), some_tokens(3, CONTEXT, device=device)
     wanted = model(tokens)
     assert wanted.std() > 0.05
     for parts in PARTS.values():
@@ -82,13 +82,13 @@ def test_any_parts_give_the_logits_of_the_forward_pass(family, variant):
         close(torch.cat(found, dim=1), wanted)
 
 
-def drive(model, rows, seed, pads):
+def drive(model, rows, seed, pads, device="cpu"):
     """The rows' logits, read in a random number of tokens each time: rows end at different times, and what has ended is dropped."""
     choose, states, logits = random.Random(seed), None, [[] for _ in rows]
     done, running = [0] * len(rows), list(range(len(rows)))
     while running:
         lengths = [min(choose.choice([0, 1, 1, 3, 9]), len(rows[i]) - done[i]) for i in running]
-        tokens = torch.full((len(running), max(1, *lengths) + choose.randint(0, 2)), pads)
+        tokens = torch.full((len(running), max(1, *lengths) + choose.randint(0, 2)), pads, device=device)
         for row, i, n in zip(tokens, running, lengths, strict=True):
             row[:n] = rows[i][done[i] : done[i] + n]
         found, states = model.extend(tokens, states, torch.tensor(lengths))
@@ -102,37 +102,37 @@ def drive(model, rows, seed, pads):
 
 @every_model
 @torch.no_grad()
-def test_rows_of_different_length_live_in_one_batch(family, variant):
-    model = build(family, variant)
-    rows = [some_tokens(n, seed=n) for n in (CONTEXT, 3, 17, 30)]
+def test_rows_of_different_length_live_in_one_batch(family, variant, device):
+    model = build(family, variant, device=device)
+    rows = [some_tokens(n, seed=n, device=device) for n in (CONTEXT, 3, 17, 30)]
     for seed in range(2):
-        for row, found in zip(rows, drive(model, rows, seed, pads=-1), strict=True):
+        for row, found in zip(rows, drive(model, rows, seed, pads=-1, device=device), strict=True):
             close(found, model(row[None])[0])
 
 
 @every_model
 @torch.no_grad()
-def test_pads_never_reach_a_state(family, variant):
-    model, lengths = build(family, variant), torch.tensor([3, 0, 2])
-    old, new = some_tokens(3, 6), some_tokens(3, 9, seed=3)
+def test_pads_never_reach_a_state(family, variant, device):
+    model, lengths = build(family, variant, device=device), torch.tensor([3, 0, 2])
+    old, new = some_tokens(3, 6, device=device), some_tokens(3, 9, seed=3, device=device)
     _, before = model.extend(old)
     states = []
     for pads in (0, VOCABULARY - 1):
-        tokens = new.masked_fill(torch.arange(9) >= lengths[:, None], pads)
+        tokens = new.masked_fill(torch.arange(9, device=device) >= lengths[:, None].to(device), pads)
         logits, after = model.extend(tokens, before, lengths)
         states.append(after)
         close(logits[0, :3], model(torch.cat([old[:1], new[:1, :3]], dim=1))[0, 6:])
     for a, b in zip(*map(tensors, states), strict=True):
         assert torch.equal(a, b)
-    answer = some_tokens(1, 4, seed=7)  # and the row of no new tokens is where it was
+    answer = some_tokens(1, 4, seed=7, device=device)  # and the row of no new tokens is where it was
     wanted = model(torch.cat([old[1:2], answer], dim=1))[:, 6:]
     close(model.extend(answer, decoding.select(states[0], [1]))[0], wanted)
 
 
 @every_model
 @torch.no_grad()
-def test_a_row_may_end_beside_one_that_begins(family, variant):
-    model, text = build(family, variant), some_tokens(2, CONTEXT)
+def test_a_row_may_end_beside_one_that_begins(family, variant, device):
+    model, text = build(family, variant, device=device), some_tokens(2, CONTEXT, device=device)
     _, states = model.extend(text[:, :38], None, torch.tensor([38, 1]))
     new = torch.stack([text[0].roll(-38), text[1].roll(-1)])[:, :30]
     logits, _ = model.extend(new, states, torch.tensor([2, 30]))
@@ -143,8 +143,12 @@ def test_a_row_may_end_beside_one_that_begins(family, variant):
 
 @every_model
 @torch.no_grad()
-def test_samples_of_one_prompt_share_nothing(family, variant):
-    model, prompt, answers = build(family, variant), some_tokens(2, 7), some_tokens(5, 20, seed=2)
+def test_samples_of_one_prompt_share_nothing(family, variant, device):
+    model, prompt, answers = (
+        build(family, variant, device=device),
+        some_tokens(2, 7, device=device),
+        some_tokens(5, 20, seed=2, device=device),
+    )
     _, states = model.extend(prompt)
     rows = torch.tensor([1, 0, 1, 1, 0])
     many = decoding.select(states, rows)
@@ -157,8 +161,8 @@ def test_samples_of_one_prompt_share_nothing(family, variant):
 
 @every_model
 @torch.no_grad()
-def test_old_states_can_be_gone_on_from_again(family, variant):
-    model, tokens = build(family, variant), some_tokens(2, 30)
+def test_old_states_can_be_gone_on_from_again(family, variant, device):
+    model, tokens = build(family, variant, device=device), some_tokens(2, 30, device=device)
     other = (tokens + 1) % VOCABULARY
     _, prompt = model.extend(tokens[:, :9])
     one = model.extend(tokens[:, 9:12], prompt)[1]  # grows the room
@@ -172,9 +176,9 @@ def test_old_states_can_be_gone_on_from_again(family, variant):
 
 @every_model
 @torch.no_grad()
-def test_it_decodes_in_bf16_as_it_reads(family, variant):
-    model, tokens = build(family, variant), some_tokens(2, 24)
-    with torch.autocast("cpu", torch.bfloat16):
+def test_it_decodes_in_bf16_as_it_reads(family, variant, device):
+    model, tokens = build(family, variant, device=device), some_tokens(2, 24, device=device)
+    with torch.autocast(device, torch.bfloat16):
         wanted = model(tokens)
         logits, states = model.extend(tokens[:, :20])
         found = [logits]
@@ -221,6 +225,6 @@ def test_lengths_of_rows_stay_off_the_device(family, variant):
 
 
 @every_model
-def test_no_gradient_is_kept(family, variant):
-    logits, states = build(family, variant).extend(some_tokens(1, 4))
+def test_no_gradient_is_kept(family, variant, device):
+    logits, states = build(family, variant, device=device).extend(some_tokens(1, 4, device=device))
     assert not any(t.requires_grad for t in (logits, *tensors(states)))

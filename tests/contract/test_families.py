@@ -36,10 +36,10 @@ def parameters(recipe: Recipe) -> int:
         return sum(p.numel() for p in recipe.model.build(1).parameters())
 
 
-def build(family, seed=0, **changes):
+def build(family, seed=0, device="cpu", **changes):
     model = smallest()[family].model.model_copy(update=changes).build(VOCABULARY)
     model.initialize(lambda name: torch.Generator().manual_seed(stream_seed(seed, name)))
-    return model
+    return model.to(device)
 
 
 def moved(model):
@@ -47,12 +47,12 @@ def moved(model):
     stream = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(torch.randn(p.shape, generator=stream), alpha=0.05)
+            p.add_(torch.randn(p.shape, generator=stream).to(p.device), alpha=0.05)
     return model
 
 
-def some_tokens(*shape, seed=1):
-    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+def some_tokens(*shape, seed=1, device="cpu"):
+    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def test_every_family_has_a_recipe():
@@ -60,23 +60,25 @@ def test_every_family_has_a_recipe():
 
 
 @pytest.mark.parametrize("family", families())
-def test_a_position_sees_no_later_token(family):
-    model = moved(build(family)).double()
-    tokens = some_tokens(1, 24)
+def test_a_position_sees_no_later_token(family, device):
+    model = moved(build(family, device=device)).double()
+    tokens = some_tokens(1, 24, device=device)
     with torch.no_grad():
         before = model(tokens)
         for t in range(tokens.shape[1] - 1):
             changed = tokens.clone()
-            changed[:, t + 1 :] = (changed[:, t + 1 :] + 1 + some_tokens(1, 24 - t - 1, seed=t) % (VOCABULARY - 1)) % VOCABULARY
+            changed[:, t + 1 :] = (
+                changed[:, t + 1 :] + 1 + some_tokens(1, 24 - t - 1, seed=t, device=device) % (VOCABULARY - 1)
+            ) % VOCABULARY
             after = model(changed)
             torch.testing.assert_close(after[:, : t + 1], before[:, : t + 1], rtol=0, atol=1e-9)
             assert (after[:, t + 1] - before[:, t + 1]).abs().max() > 1e-6  # and it does see its own
 
 
 @pytest.mark.parametrize("family", families())
-def test_a_position_sees_its_past(family):
-    model = moved(build(family)).double()
-    tokens = some_tokens(1, 24)
+def test_a_position_sees_its_past(family, device):
+    model = moved(build(family, device=device)).double()
+    tokens = some_tokens(1, 24, device=device)
     changed = tokens.clone()
     changed[:, 3] = (changed[:, 3] + 1) % VOCABULARY
     with torch.no_grad():
@@ -93,14 +95,14 @@ def test_first_weights_follow_seed_and_name_alone(family):
 
 
 @pytest.mark.parametrize("family", families())
-def test_muon_trains_it_and_every_parameter_gets_a_gradient(family):
-    recipe, model = smallest()[family], build(family)
+def test_muon_trains_it_and_every_parameter_gets_a_gradient(family, device):
+    recipe, model = smallest()[family], build(family, device=device)
     optimizer = recipe.optimizer.build(model)
     names = {name for name, _ in model.named_parameters()}
     # a parameter that holds matrices of several shapes has a row for each: name.0, name.1, ...
     assert {row.name if row.name in names else row.name.rpartition(".")[0] for row in optimizer.plan} == names
     assert any(row.role == "matrix" for row in optimizer.plan)
-    tokens = some_tokens(4, 33)
+    tokens = some_tokens(4, 33, device=device)
     losses, touched = [], set()
     for _ in range(20):
         loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
@@ -114,19 +116,19 @@ def test_muon_trains_it_and_every_parameter_gets_a_gradient(family):
 
 
 @pytest.mark.parametrize("family", families())
-def test_bf16_autocast_gives_float32_logits_near_those_of_float32(family):
-    model, tokens = moved(build(family)), some_tokens(2, 24)
+def test_bf16_autocast_gives_float32_logits_near_those_of_float32(family, device):
+    model, tokens = moved(build(family, device=device)), some_tokens(2, 24, device=device)
     with torch.no_grad():
         plain = model(tokens)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             mixed = model(tokens)
     assert plain.dtype == mixed.dtype == torch.float32
     assert F.cosine_similarity(plain.flatten(), mixed.flatten(), dim=0) > 0.99
 
 
 @pytest.mark.parametrize("family", families())
-def test_its_loss_is_the_cross_entropy_of_its_logits(family):
-    model, tokens = moved(build(family)).double(), some_tokens(2, 25)
+def test_its_loss_is_the_cross_entropy_of_its_logits(family, device):
+    model, tokens = moved(build(family, device=device)).double(), some_tokens(2, 25, device=device)
     x, y = tokens[:, :-1], tokens[:, 1:]
     plain = F.cross_entropy(model(x).double().flatten(0, 1), y.flatten())
     loss = model.loss(x, y)
@@ -137,11 +139,11 @@ def test_its_loss_is_the_cross_entropy_of_its_logits(family):
 
 
 @pytest.mark.parametrize("family", families())
-def test_any_optimizer_takes_it(family):
+def test_any_optimizer_takes_it(family, device):
     for name in muonlab.optimizers():
-        model = build(family)
+        model = build(family, device=device)
         optimizer = muonlab.optimizer(model, name)
-        model(some_tokens(1, 8)).square().mean().backward()
+        model(some_tokens(1, 8, device=device)).square().mean().backward()
         optimizer.step()
         assert all(p.isfinite().all() for p in model.parameters()), name
 
@@ -167,8 +169,8 @@ def apart():
 
 def alone(model, tokens):
     """Logits (B, T, V) with each document computed by itself."""
-    logits = torch.empty(*tokens.shape, VOCABULARY, dtype=torch.float64)
-    for row, documents in enumerate(DOCUMENTS):
+    logits = torch.empty(*tokens.shape, VOCABULARY, dtype=torch.float64, device=tokens.device)
+    for row, documents in enumerate(DOCUMENTS.to(tokens.device)):
         for document in documents.unique():
             here = documents == document
             logits[row, here] = model(tokens[row : row + 1, here])[0].double()
@@ -176,14 +178,14 @@ def alone(model, tokens):
 
 
 @pytest.mark.parametrize("family", apart())
-def test_documents_in_one_row_are_as_if_each_was_alone(family):
-    model, tokens = moved(build(family)).double(), some_tokens(2, 25)
-    targets = some_tokens(2, 25, seed=2)
+def test_documents_in_one_row_are_as_if_each_was_alone(family, device):
+    model, tokens = moved(build(family, device=device)).double(), some_tokens(2, 25, device=device)
+    targets = some_tokens(2, 25, seed=2, device=device)
     targets[:, ::3] = -100
     expected = alone(model, tokens)
     plain = F.cross_entropy(expected.flatten(0, 1), targets.flatten(), ignore_index=-100)
-    torch.testing.assert_close(model(tokens, DOCUMENTS).double(), expected, rtol=1e-5, atol=1e-6)
-    loss = model.loss(tokens, targets, DOCUMENTS)
+    torch.testing.assert_close(model(tokens, DOCUMENTS.to(device)).double(), expected, rtol=1e-5, atol=1e-6)
+    loss = model.loss(tokens, targets, DOCUMENTS.to(device))
     torch.testing.assert_close(loss.double(), plain, rtol=1e-6, atol=0)
     parameters = dict(model.named_parameters())
     for (name, _), own, one in zip(
@@ -197,14 +199,14 @@ def test_documents_in_one_row_are_as_if_each_was_alone(family):
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", apart())
-def test_changing_one_document_changes_no_other_to_the_bit(family, precision):
-    model, tokens = moved(build(family, context=200)), some_tokens(1, 200)
+def test_changing_one_document_changes_no_other_to_the_bit(family, precision, device):
+    model, tokens = moved(build(family, context=200, device=device)), some_tokens(1, 200, device=device)
     lengths = [37, 3, 90, 1, 40, 29]  # across chunks of 64, and blocks of 2 and 4
-    documents = torch.repeat_interleave(torch.arange(6), torch.tensor(lengths))[None]
-    targets = some_tokens(1, 200, seed=3)
+    documents = torch.repeat_interleave(torch.arange(6, device=device), torch.tensor(lengths, device=device))[None]
+    targets = some_tokens(1, 200, seed=3, device=device)
 
     def losses(tokens):
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=precision == torch.bfloat16):
             each = [model.loss(tokens, targets.masked_fill(documents != d, -100), documents).item() for d in range(6)]
             return each, model(tokens, documents)
 

@@ -18,21 +18,21 @@ NAMES = list(variants())
 ELEMENTWISE = [name for name in NAMES if not variant(name).rule().matrices]
 
 
-def network(seed=0, dtype=torch.float32):
+def network(seed=0, dtype=torch.float32, device="cpu"):
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)
-    ).to(dtype)
+    ).to(device, dtype)
 
 
-def problem(dtype=torch.float32):
+def problem(dtype=torch.float32, device="cpu"):
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(64, 12, generator=generator).to(dtype)
+    x = torch.randn(64, 12, generator=generator).to(device, dtype)
     return x, torch.stack([x[:, 0] * x[:, 1], x[:, 2].abs(), x[:, 3]], dim=1)
 
 
-def train(model, optimizer, steps, dtype=torch.float32):
-    x, y = problem(dtype)
+def train(model, optimizer, steps, dtype=torch.float32, device="cpu"):
+    x, y = problem(dtype, device=device)
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
@@ -48,29 +48,29 @@ def weights(model):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_converges(name):
+def test_converges(name, device):
     """On a small problem, at a rate that suits it: a step of AdaMuon's is 0.2·√(mn) long, one of MuonH's an angle."""
     lr = {"sgd": 0.3, "lion": 0.003, "muonh": 0.05}.get(name, 0.02)
-    model = network()
-    losses = train(model, muonlab.optimizer(model, name, lr=lr, aux_lr=lr if name in ELEMENTWISE else 0.01), 150)
+    model = network(device=device)
+    losses = train(model, muonlab.optimizer(model, name, lr=lr, aux_lr=lr if name in ELEMENTWISE else 0.01), 150, device=device)
     assert losses[-1] < {"muonh": 0.45}.get(name, 0.15) * losses[0]  # at the norm that it began with
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_is_deterministic(name):
+def test_is_deterministic(name, device):
     results = []
     for _ in range(2):
-        model = network()
-        train(model, muonlab.optimizer(model, name, lr=0.02, weight_decay=0.1), 5)
+        model = network(device=device)
+        train(model, muonlab.optimizer(model, name, lr=0.02, weight_decay=0.1), 5, device=device)
         results.append(weights(model))
     assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_stack_equals_loop(name):
+def test_stack_equals_loop(name, device):
     """Four equal shapes in one stack, or each with an optimizer of its own."""
     generator = torch.Generator().manual_seed(2)
-    start = [torch.randn(5, 8, generator=generator, dtype=torch.float64) for _ in range(4)]
+    start = [torch.randn(5, 8, generator=generator, dtype=torch.float64).to(device) for _ in range(4)]
     together, apart = ([nn.Parameter(w.clone()) for w in start] for _ in range(2))
     rule = variant(name).rule()
     optimizers = [
@@ -79,7 +79,7 @@ def test_stack_equals_loop(name):
     ]
     for _ in range(5):
         for p, q in zip(together, apart, strict=True):
-            p.grad = torch.randn(5, 8, generator=generator, dtype=torch.float64)
+            p.grad = torch.randn(5, 8, generator=generator, dtype=torch.float64).to(device)
             q.grad = p.grad.clone()
         for optimizer in optimizers:
             optimizer.step()
@@ -89,30 +89,30 @@ def test_stack_equals_loop(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_resumes_exactly(name, dtype):
+def test_resumes_exactly(name, dtype, device):
     """Through torch.save and a weights_only load, into a fresh optimizer of a fresh model."""
     options = {"lr": 0.02, "weight_decay": 0.1, "lr_mul": {"2.weight": 0.5}}
-    model = network(dtype=dtype)
+    model = network(dtype=dtype, device=device)
     optimizer = muonlab.optimizer(model, name, **options)
-    train(model, optimizer, 4, dtype)
+    train(model, optimizer, 4, dtype, device=device)
     file = io.BytesIO()
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    train(model, optimizer, 4, dtype)
+    train(model, optimizer, 4, dtype, device=device)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    again = network(seed=99, dtype=dtype)
+    again = network(seed=99, dtype=dtype, device=device)
     other = muonlab.optimizer(again, name, **options)
     again.load_state_dict(saved["model"])
     other.load_state_dict(saved["optimizer"])
-    train(again, other, 4, dtype)
+    train(again, other, 4, dtype, device=device)
     assert torch.equal(weights(model), weights(again))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_state_is_float32_for_half_precision_parameters(name):
-    model = network(dtype=torch.bfloat16)
+def test_state_is_float32_for_half_precision_parameters(name, device):
+    model = network(dtype=torch.bfloat16, device=device)
     optimizer = muonlab.optimizer(model, name)
-    train(model, optimizer, 2, torch.bfloat16)
+    train(model, optimizer, 2, torch.bfloat16, device=device)
     tensors = [t for state in optimizer.state.values() for t in state.values()]
     assert tensors or name == "sgd"  # which has none without momentum
     assert all(t.dtype == torch.float32 for t in tensors)
@@ -144,8 +144,8 @@ def test_state_is_as_large_as_the_documentation_says(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_zero_gradients_give_a_zero_update(name):
-    model = network()
+def test_zero_gradients_give_a_zero_update(name, device):
+    model = network(device=device)
     optimizer = muonlab.optimizer(model, name)
     before = weights(model)
     for p in model.parameters():
@@ -155,10 +155,10 @@ def test_zero_gradients_give_a_zero_update(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_are_left_alone(name):
-    model = network()
+def test_gradients_are_left_alone(name, device):
+    model = network(device=device)
     optimizer = muonlab.optimizer(model, name)
-    train(model, optimizer, 2)
+    train(model, optimizer, 2, device=device)
     grads = copy.deepcopy([p.grad for p in model.parameters()])
     optimizer.step()
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))

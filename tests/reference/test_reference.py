@@ -16,21 +16,23 @@ from tests.reference import constrained, muon, orthogonal, others
 SHAPES = [(6, 6), (12, 5), (5, 12), (6, 6), (1, 7), (7, 1)]
 
 
-def run_both(rule, reference, steps=50, spec=None, start=lambda w: w, wd=0.3, shapes=SHAPES, after=None):
-    """Largest difference of any weight after `steps` random gradients: ours on stacks, theirs matrix by matrix."""
+def run_both(rule, reference, steps=50, spec=None, start=lambda w: w, wd=0.3, shapes=SHAPES, after=None, device="cpu"):
+    """Largest difference of any weight after `steps` random gradients: ours on stacks on the device, theirs matrix by matrix on the
+    CPU."""
     generator = torch.Generator().manual_seed(3)
     draw = lambda shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    params = [nn.Parameter(start(draw(shape))) for shape in shapes]
-    theirs = [reference(p.detach()) for p in params]
+    begin = [start(draw(shape)) for shape in shapes]
+    params, theirs = [nn.Parameter(w.to(device)) for w in begin], [reference(w) for w in begin]
     optimizer = Optimizer([{"params": params, "spec": spec or MatrixSpec()}], rule, lr=0.02, weight_decay=wd)
     for _ in range(steps):
         for p, other in zip(params, theirs, strict=True):
-            p.grad = draw(p.shape)
-            other.step(p.grad)
+            grad = draw(p.shape)
+            p.grad = grad.to(device)
+            other.step(grad)
         optimizer.step()
         if after:
             after(optimizer, params, theirs)
-    return max((p - other.w).abs().max().item() for p, other in zip(params, theirs, strict=True))
+    return max((p.cpu() - other.w).abs().max().item() for p, other in zip(params, theirs, strict=True))
 
 
 def polar_express(x):
@@ -51,53 +53,56 @@ def fast(x):
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("form", ["ema", "heavy_ball"])
 @pytest.mark.parametrize("scale", ["aspect", "match_adamw_rms", "rms_to_rms", "sqrt_max", "none"])
-def test_muon_matches_the_pseudocode(nesterov, form, scale):
+def test_muon_matches_the_pseudocode(nesterov, form, scale, device):
     rule = variant("muon").rule(nesterov=nesterov, momentum_form=form, scale=scale)
     reference = lambda w: muon.Muon(w, 0.02, 0.3, nesterov=nesterov, form=form, scale=scale, orth=fast)  # noqa: E731
-    assert run_both(rule, reference) < 1e-9
+    assert run_both(rule, reference, device=device) < 1e-9
 
 
 @pytest.mark.parametrize("decay", ["param", "update", "both", "cautious", "squared", "cautious_squared"])
 @pytest.mark.parametrize("wd", [0.3, -0.4])
-def test_every_decay_matches_the_pseudocode(decay, wd):
+def test_every_decay_matches_the_pseudocode(decay, wd, device):
     rule = variant("muon").rule(decay=decay, orthogonalizer="polar_express5")
-    assert run_both(rule, lambda w: muon.Muon(w, 0.02, wd, decay=decay, orth=polar_express), wd=wd) < 1e-9
+    assert run_both(rule, lambda w: muon.Muon(w, 0.02, wd, decay=decay, orth=polar_express), wd=wd, device=device) < 1e-9
 
 
 @pytest.mark.parametrize("lookahead", [True, False])
-def test_smoothed_muon_matches_the_pseudocode(lookahead):
+def test_smoothed_muon_matches_the_pseudocode(lookahead, device):
     rule = variant("smoothed_muon").rule(smoothing=0.4, lookahead=lookahead, orthogonalizer="keller5")
-    assert run_both(rule, lambda w: muon.SmoothedMuon(w, 0.02, 0.3, smoothing=0.4, lookahead=lookahead)) < 1e-9
+    assert run_both(rule, lambda w: muon.SmoothedMuon(w, 0.02, 0.3, smoothing=0.4, lookahead=lookahead), device=device) < 1e-9
 
 
 @pytest.mark.parametrize("axis", ["long", "output", "input"])
 @pytest.mark.parametrize("decay", ["cautious", "param"])
-def test_normuon_matches_the_pseudocode(axis, decay):
+def test_normuon_matches_the_pseudocode(axis, decay, device):
     rule = variant("normuon").rule(axis=axis, decay=decay, orthogonalizer="polar_express5")
-    assert run_both(rule, lambda w: muon.NorMuon(w, 0.02, 0.3, axis=axis, decay=decay, orth=polar_express)) < 1e-9
+    assert run_both(rule, lambda w: muon.NorMuon(w, 0.02, 0.3, axis=axis, decay=decay, orth=polar_express), device=device) < 1e-9
 
 
 @pytest.mark.parametrize("options", [{}, {"sign": False}, {"beta2": 0.9}, {"nesterov": False}])
-def test_adamuon_matches_the_pseudocode(options):
+def test_adamuon_matches_the_pseudocode(options, device):
     rule = variant("adamuon").rule(orthogonalizer="keller5", **options)
-    assert run_both(rule, lambda w: muon.AdaMuon(w, 0.02, 0.3, **options)) < 1e-9
+    assert run_both(rule, lambda w: muon.AdaMuon(w, 0.02, 0.3, **options), device=device) < 1e-9
 
 
-def test_contra_muon_matches_the_pseudocode():
+def test_contra_muon_matches_the_pseudocode(device):
     rule = variant("contra_muon").rule(orthogonalizer="keller5")
-    assert run_both(rule, lambda w: muon.ContraMuon(w, 0.02, 0.3)) < 1e-9
+    assert run_both(rule, lambda w: muon.ContraMuon(w, 0.02, 0.3), device=device) < 1e-9
 
 
-def test_muonh_matches_the_pseudocode():
-    assert run_both(variant("muonh").rule(orthogonalizer="keller5"), lambda w: constrained.MuonH(w, 0.02), wd=0.0) < 1e-9
+def test_muonh_matches_the_pseudocode(device):
+    assert (
+        run_both(variant("muonh").rule(orthogonalizer="keller5"), lambda w: constrained.MuonH(w, 0.02), wd=0.0, device=device)
+        < 1e-9
+    )
 
 
 @pytest.mark.parametrize("per", ["matrix", "row", "none"])
 @pytest.mark.parametrize("radius", [True, False])
-def test_muon_floor_matches_the_pseudocode(per, radius):
+def test_muon_floor_matches_the_pseudocode(per, radius, device):
     rule = variant("muon_floor").rule(orthogonalizer="keller5", per=per, radius=radius)
     floor = {"matrix": "scalar", "row": "row", "none": None}[per]
-    assert run_both(rule, lambda w: constrained.MuonFloor(w, 0.02, floor=floor, pin=radius), wd=0.0) < 1e-9
+    assert run_both(rule, lambda w: constrained.MuonFloor(w, 0.02, floor=floor, pin=radius), wd=0.0, device=device) < 1e-9
 
 
 def unit(axis):
@@ -112,53 +117,58 @@ def muon_with(apply):
 
 @pytest.mark.parametrize("axis", ["input", "output"])
 @pytest.mark.parametrize("every", [1, 3])
-def test_unit_norm_projection_matches_the_pseudocode(axis, every):
+def test_unit_norm_projection_matches_the_pseudocode(axis, every, device):
     found = run_both(
         muon_with(UnitNorm(every)),
         lambda w: constrained.UnitNormMuon(w, 0.02, 0.3, axis=axis, every=every),
         spec=MatrixSpec(norm_axis=axis),
         start=unit(axis),
+        device=device,
     )
     assert found < 1e-9
 
 
 @pytest.mark.parametrize("axis", ["input", "output"])
 @pytest.mark.parametrize("by_norm", [True, False])
-def test_geodesic_matches_the_pseudocode(axis, by_norm):
+def test_geodesic_matches_the_pseudocode(axis, by_norm, device):
     found = run_both(
         muon_with(Geodesic(by_norm)),
         lambda w: constrained.GeodesicMuon(w, 0.02, axis=axis, angle="tangent" if by_norm else "lr"),
         spec=MatrixSpec(norm_axis=axis),
         start=unit(axis),
         wd=0.0,
+        device=device,
     )
     assert found < 1e-9
 
 
-def test_frobenius_sphere_matches_the_pseudocode():
-    assert run_both(muon_with(Sphere()), lambda w: constrained.FrobeniusSphereMuon(w, 0.02, 0.3)) < 1e-9
+def test_frobenius_sphere_matches_the_pseudocode(device):
+    assert run_both(muon_with(Sphere()), lambda w: constrained.FrobeniusSphereMuon(w, 0.02, 0.3), device=device) < 1e-9
 
 
 @pytest.mark.parametrize("wd", [0.0, 0.3])
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_muown_matches_the_pseudocode(wd, nesterov):
+def test_muown_matches_the_pseudocode(wd, nesterov, device):
     rule = variant("muown").rule(orthogonalizer="keller5", nesterov=nesterov)
     # a row with one input has no direction to turn: its tangent is rounding, which orthogonalization would blow up
     shapes = [s for s in SHAPES if s[1] > 1]
-    assert run_both(rule, lambda w: others.Muown(w, 0.02, wd, nesterov=nesterov), wd=wd, shapes=shapes) < 1e-9
+    assert run_both(rule, lambda w: others.Muown(w, 0.02, wd, nesterov=nesterov), wd=wd, shapes=shapes, device=device) < 1e-9
 
 
-def test_soap_muon_matches_the_pseudocode():
+def test_soap_muon_matches_the_pseudocode(device):
     """The basis of a null space is anybody's: theirs is made ours after the first step, where the statistics have such a space."""
 
     def share_bases(optimizer, params, theirs):
         for p, other in zip(params, theirs, strict=True):
             if other.k == 1:
-                other.q_l, other.q_r = optimizer.state[p]["left_basis"].clone(), optimizer.state[p]["right_basis"].clone()
+                other.q_l, other.q_r = (
+                    optimizer.state[p]["left_basis"].cpu().clone(),
+                    optimizer.state[p]["right_basis"].cpu().clone(),
+                )
 
     rule = variant("soap_muon").rule(orthogonalizer="keller5", every=4)
     shapes = [(6, 6), (4, 5), (5, 4), (6, 6)]
-    assert run_both(rule, lambda w: others.SOAPMuon(w, 0.02, 0.3, every=4), shapes=shapes, after=share_bases) < 1e-9
+    assert run_both(rule, lambda w: others.SOAPMuon(w, 0.02, 0.3, every=4), shapes=shapes, after=share_bases, device=device) < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -171,12 +181,12 @@ def test_soap_muon_matches_the_pseudocode():
         ("sgd", {"momentum": 0.9, "nesterov": True}, lambda w: others.SGD(w, 0.02, 0.3, momentum=0.9, nesterov=True)),
     ],
 )
-def test_elementwise_rules_match_the_pseudocode(name, options, reference):
-    assert run_both(variant(name).rule(**options), reference) < 1e-9
+def test_elementwise_rules_match_the_pseudocode(name, options, reference, device):
+    assert run_both(variant(name).rule(**options), reference, device=device) < 1e-9
 
 
 @pytest.mark.parametrize("method", ["you5", "keller5", "dsv4_10", "converged12", "cubic"])
-def test_muon_matches_the_pseudocode_with_every_list(method):
+def test_muon_matches_the_pseudocode_with_every_list(method, device):
     table = {
         "you5": orthogonal.YOU5,
         "keller5": orthogonal.KELLER,
@@ -186,26 +196,28 @@ def test_muon_matches_the_pseudocode_with_every_list(method):
     }
     orth = lambda x: orthogonal.odd_polynomials(x, table[method])  # noqa: E731
     # the converging lists have not converged for the smallest singular values, where 50 steps amplify rounding: still far below
-    assert run_both(variant("muon").rule(orthogonalizer=method), lambda w: muon.Muon(w, 0.02, 0.3, orth=orth)) < 1e-9
+    assert run_both(variant("muon").rule(orthogonalizer=method), lambda w: muon.Muon(w, 0.02, 0.3, orth=orth), device=device) < 1e-9
 
 
 @pytest.mark.parametrize("method", ["svd", "exact", "cayley"])
-def test_muon_with_an_exact_polar_factor_matches_the_pseudocode(method):
+def test_muon_with_an_exact_polar_factor_matches_the_pseudocode(method, device):
     found = run_both(
-        variant("muon").rule(orthogonalizer=orthogonalizer(method)), lambda w: muon.Muon(w, 0.02, 0.3, orth=orthogonal.polar)
+        variant("muon").rule(orthogonalizer=orthogonalizer(method)),
+        lambda w: muon.Muon(w, 0.02, 0.3, orth=orthogonal.polar),
+        device=device,
     )
     assert found < 1e-9
 
 
-def test_adamw_matches_torch_over_200_steps():
+def test_adamw_matches_torch_over_200_steps(device):
     generator = torch.Generator().manual_seed(5)
-    ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in [(8, 5), (13,), (), (3, 2, 4)]]
+    ours = [nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in [(8, 5), (13,), (), (3, 2, 4)]]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
     a = Optimizer(ours, variant("adamw").rule(betas=(0.8, 0.95), eps=1e-10), lr=3e-3, weight_decay=0.1)
     b = torch.optim.AdamW(theirs, lr=3e-3, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.1)
     for _ in range(200):
         for p, q in zip(ours, theirs, strict=True):
-            p.grad = torch.randn(p.shape, generator=generator)
+            p.grad = torch.randn(p.shape, generator=generator).to(device)
             q.grad = p.grad.clone()
         a.step()
         b.step()
@@ -216,12 +228,12 @@ def test_adamw_matches_torch_over_200_steps():
 @pytest.mark.parametrize("adjust", [None, "original", "match_rms_adamw"])
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_muon_is_a_drop_in_for_torchs(adjust, nesterov, dtype):
+def test_muon_is_a_drop_in_for_torchs(adjust, nesterov, dtype, device):
     """One step from equal state: the updates differ by the rounding of the bfloat16 iteration and nothing else."""
     # torch.optim.Muon 2.13 spoils the buffer of bfloat16 parameters when Nesterov is off: there, its first step counts
     steps = 1 if dtype == torch.bfloat16 and not nesterov else 3
     generator = torch.Generator().manual_seed(7)
-    start = [torch.randn(m, n, generator=generator) for m, n in [(64, 128), (128, 64), (64, 64), (64, 128)]]
+    start = [torch.randn(m, n, generator=generator).to(device) for m, n in [(64, 128), (128, 64), (64, 64), (64, 128)]]
     options = {"lr": 0.05, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov, "adjust_lr_fn": adjust}
     ours, theirs = ([nn.Parameter(w.to(dtype)) for w in start] for _ in range(2))
     a, b = muonlab.Muon(ours, **options), torch.optim.Muon(theirs, **options)
@@ -229,7 +241,7 @@ def test_muon_is_a_drop_in_for_torchs(adjust, nesterov, dtype):
         before = [q.detach().clone() for q in theirs]
         for p, q in zip(ours, theirs, strict=True):
             p.data.copy_(q.data)
-            p.grad = torch.randn(p.shape, generator=generator).to(dtype)
+            p.grad = torch.randn(p.shape, generator=generator).to(device, dtype)
             q.grad = p.grad.clone()
         a.step()
         b.step()
@@ -240,13 +252,13 @@ def test_muon_is_a_drop_in_for_torchs(adjust, nesterov, dtype):
                 assert (p - q).norm() < 0.02 * (q - w).norm()
 
 
-def test_muon_takes_other_coefficients_and_steps():
+def test_muon_takes_other_coefficients_and_steps(device):
     generator = torch.Generator().manual_seed(9)
-    w = torch.randn(32, 48, generator=generator)
+    w = torch.randn(32, 48, generator=generator).to(device)
     ours, theirs = nn.Parameter(w.clone()), nn.Parameter(w.clone())
     options = {"lr": 0.1, "weight_decay": 0.0, "ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 9, "eps": 1e-6}
     a, b = muonlab.Muon([ours], **options), torch.optim.Muon([theirs], **options)
-    ours.grad = torch.randn(32, 48, generator=generator)
+    ours.grad = torch.randn(32, 48, generator=generator).to(device)
     theirs.grad = ours.grad.clone()
     a.step()
     b.step()

@@ -11,9 +11,9 @@ from torch import nn
 import muonlab
 
 
-def parameter(m=6, n=9, seed=0, dtype=torch.float32):
-    p = nn.Parameter(torch.randn(m, n, generator=torch.Generator().manual_seed(seed)).to(dtype))
-    p.grad = torch.randn(m, n, generator=torch.Generator().manual_seed(seed + 1)).to(dtype)
+def parameter(m=6, n=9, seed=0, dtype=torch.float32, device="cpu"):
+    p = nn.Parameter(torch.randn(m, n, generator=torch.Generator().manual_seed(seed)).to(device, dtype))
+    p.grad = torch.randn(m, n, generator=torch.Generator().manual_seed(seed + 1)).to(device, dtype)
     return p
 
 
@@ -23,19 +23,22 @@ def test_arguments_and_defaults_are_torchs():
     assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
 
 
-def test_momentum_buffer_of_bf16_parameters_is_not_normalized():
+def test_momentum_buffer_of_bf16_parameters_is_not_normalized(device):
     """torch.optim.Muon 2.13 with nesterov=False divides the buffer itself by its norm; ours must keep the mean of gradients."""
-    p = parameter(dtype=torch.bfloat16)
+    p = parameter(dtype=torch.bfloat16, device=device)
     muonlab_optimizer = muonlab.Muon([p], nesterov=False)
     muonlab_optimizer.step()
     torch.testing.assert_close(muonlab_optimizer.state[p]["momentum_buffer"], 0.05 * p.grad.float())
 
 
-def test_groups_may_differ_in_every_argument():
-    a, b = parameter(seed=0), parameter(seed=0)
+def test_groups_may_differ_in_every_argument(device):
+    a, b = parameter(seed=0, device=device), parameter(seed=0, device=device)
     optimizer = muonlab.Muon([{"params": [a], "nesterov": False, "lr": 0.5}, {"params": [b], "ns_steps": 1}], lr=0.1)
     reference = torch.optim.Muon(
-        [{"params": [c := parameter(seed=0)], "nesterov": False, "lr": 0.5}, {"params": [d := parameter(seed=0)], "ns_steps": 1}],
+        [
+            {"params": [c := parameter(seed=0, device=device)], "nesterov": False, "lr": 0.5},
+            {"params": [d := parameter(seed=0, device=device)], "ns_steps": 1},
+        ],
         lr=0.1,
     )
     optimizer.step()
@@ -45,9 +48,9 @@ def test_groups_may_differ_in_every_argument():
     assert not torch.allclose(a, b, atol=0.01)
 
 
-def test_state_dicts_pass_both_ways():
+def test_state_dicts_pass_both_ways(device):
     """A run begun with torch's optimizer goes on with ours, and back."""
-    ours, theirs = parameter(), parameter()
+    ours, theirs = parameter(device=device), parameter(device=device)
     a, b = muonlab.Muon([ours], lr=0.05), torch.optim.Muon([theirs], lr=0.02)
     b.step()
     ours.data.copy_(theirs.data)
@@ -81,16 +84,16 @@ def test_vectors_are_refused_with_a_remedy():
         muonlab.Muon([nn.Parameter(torch.ones(4))])
 
 
-def test_tensor_learning_rate():
-    a, b = parameter(), parameter()
-    muonlab.Muon([a], lr=torch.tensor(0.1)).step()
+def test_tensor_learning_rate(device):
+    a, b = parameter(device=device), parameter(device=device)
+    muonlab.Muon([a], lr=torch.tensor(0.1, device=device)).step()
     muonlab.Muon([b], lr=0.1).step()
     torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("eps", [1e-20, 1e-30])
-def test_a_tiny_eps_leaves_zero_gradients_zero(eps):
-    w = torch.nn.Parameter(torch.eye(4))
-    w.grad = torch.zeros(4, 4)
+def test_a_tiny_eps_leaves_zero_gradients_zero(eps, device):
+    w = torch.nn.Parameter(torch.eye(4, device=device))
+    w.grad = torch.zeros(4, 4, device=device)
     muonlab.Muon([w], lr=0.1, weight_decay=0.0, eps=eps).step()
-    assert torch.equal(w, torch.eye(4))
+    assert torch.equal(w, torch.eye(4, device=device))

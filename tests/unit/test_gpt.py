@@ -36,30 +36,30 @@ EXTRAS = [
 EXTRAS.append({key: value for extras in EXTRAS for key, value in extras.items() if value != "none"})  # all of them together
 
 
-def build(config=SMALL, seed=0, vocab=50, random=True):
+def build(config=SMALL, seed=0, vocab=50, random=True, device="cpu"):
     model = config.build(vocab)
     model.initialize(lambda name: torch.Generator().manual_seed(stream_seed(seed, "init", name)))
     if random:  # projections start at zero; give them values, so that every path carries something
         for name, p in model.named_parameters():
             if "proj" in name or "head" in name:
                 torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(1))
-    return model.double()
+    return model.double().to(device)
 
 
-def build_with(extras):
+def build_with(extras, device="cpu"):
     """Four layers with these extras, their scalars away from where they start."""
     model = build(FOUR.model_copy(update=extras))
     for name, p in model.named_parameters():
         if name.endswith(("value_mix", "skip_weights", "residual_scales")):
             torch.nn.init.uniform_(p, 0.3, 1.3, generator=torch.Generator().manual_seed(1))
-    return model
+    return model.to(device)
 
 
 @pytest.mark.parametrize("extras", EXTRAS, ids=str)
 @pytest.mark.parametrize("t", [0, 7, 22])
-def test_position_t_cannot_see_t_plus_1(t, extras):
-    model = build_with(extras)
-    tokens = torch.randint(0, 50, (1, 24), generator=torch.Generator().manual_seed(2))
+def test_position_t_cannot_see_t_plus_1(t, extras, device):
+    model = build_with(extras, device=device)
+    tokens = torch.randint(0, 50, (1, 24), generator=torch.Generator().manual_seed(2)).to(device)
     changed = tokens.clone()
     changed[:, t + 1 :] = (changed[:, t + 1 :] + 13) % 50
     a, b = model(tokens), model(changed)
@@ -67,9 +67,9 @@ def test_position_t_cannot_see_t_plus_1(t, extras):
     assert not torch.allclose(a[:, t + 1 :], b[:, t + 1 :])
 
 
-def test_every_position_sees_the_first_token():
-    model = build()
-    tokens = torch.randint(0, 50, (1, 24), generator=torch.Generator().manual_seed(2))
+def test_every_position_sees_the_first_token(device):
+    model = build(device=device)
+    tokens = torch.randint(0, 50, (1, 24), generator=torch.Generator().manual_seed(2)).to(device)
     changed = tokens.clone()
     changed[:, 0] = (changed[:, 0] + 1) % 50
     difference = (model(tokens) - model(changed)).abs().amax(dim=(0, 2))
@@ -78,24 +78,25 @@ def test_every_position_sees_the_first_token():
 
 @pytest.mark.parametrize("extras", EXTRAS, ids=str)
 @torch.no_grad()
-def test_forward_matches_a_plain_implementation(extras):
-    model = build_with(extras)
-    tokens = torch.randint(0, 50, (10,), generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(model(tokens[None])[0].double(), plain.forward(model, tokens), rtol=1e-4, atol=1e-4)
+def test_forward_matches_a_plain_implementation(extras, device):
+    model = build_with(extras, device=device)
+    tokens = torch.randint(0, 50, (10,), generator=torch.Generator().manual_seed(3)).to(device)
+    found = model(tokens[None])[0].double().cpu()
+    torch.testing.assert_close(found, plain.forward(model.cpu(), tokens.cpu()), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("extras", EXTRAS[1:], ids=str)
 @torch.no_grad()
-def test_every_extra_makes_a_difference(extras):
-    tokens = torch.randint(0, 50, (1, 24), generator=torch.Generator().manual_seed(3))
-    model = build_with(extras)
-    assert not torch.allclose(model(tokens), build(FOUR)(tokens))
+def test_every_extra_makes_a_difference(extras, device):
+    tokens = torch.randint(0, 50, (1, 24), generator=torch.Generator().manual_seed(3)).to(device)
+    model = build_with(extras, device=device)
+    assert not torch.allclose(model(tokens), build(FOUR, device=device)(tokens))
 
 
-def test_rope_is_a_rotation_that_knows_relative_positions_only():
-    cos, sin = rotary_table(64, 16, 1024.0)
+def test_rope_is_a_rotation_that_knows_relative_positions_only(device):
+    cos, sin = (table.to(device) for table in rotary_table(64, 16, 1024.0))
     generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, 1, 1, 16, generator=generator).expand(1, 64, 1, 16) for _ in range(2))
+    q, k = (torch.randn(1, 1, 1, 16, generator=generator).expand(1, 64, 1, 16).to(device) for _ in range(2))
     q, k = rotate(q, cos, sin)[0, :, 0], rotate(k, cos, sin)[0, :, 0]
     torch.testing.assert_close(q.norm(dim=-1), q[0].norm().expand(64))
     for shift in (1, 9):
@@ -110,10 +111,10 @@ def test_half_of_the_pairs_stand_still():
     assert torch.allclose(torch.atan2(sin[1, :4], cos[1, :4]), (1 / 1024) ** torch.tensor([0, 1 / 3, 2 / 3, 1.0]))
 
 
-def test_logits_stay_below_the_cap_and_start_at_zero():
-    tokens = torch.zeros(1, 4, dtype=torch.int64)
-    assert build()(tokens).abs().max() < 15
-    assert torch.equal(build(random=False)(tokens), torch.zeros(1, 4, 50))
+def test_logits_stay_below_the_cap_and_start_at_zero(device):
+    tokens = torch.zeros(1, 4, dtype=torch.int64, device=device)
+    assert build(device=device)(tokens).abs().max() < 15
+    assert torch.equal(build(random=False, device=device)(tokens), torch.zeros(1, 4, 50, device=device))
 
 
 def test_initial_weights_hash_the_seed_and_the_name():
@@ -146,42 +147,42 @@ def test_sizes_that_do_not_fit_are_refused(sizes, message):
         GPTConfig(**sizes)
 
 
-def test_grouped_queries_are_attention_with_repeated_keys_and_values():
-    grouped = build(SMALL.model_copy(update={"width": 64, "kv_heads": 2}))
-    full = build(SMALL.model_copy(update={"width": 64}))
+def test_grouped_queries_are_attention_with_repeated_keys_and_values(device):
+    grouped = build(SMALL.model_copy(update={"width": 64, "kv_heads": 2}), device=device)
+    full = build(SMALL.model_copy(update={"width": 64}), device=device)
     state = {name: p for name, p in grouped.state_dict().items() if not name.endswith(("k.weight", "k.bias", "v.weight", "v.bias"))}
     for name, p in grouped.state_dict().items():
         if name not in state:  # rows of one head of 16 serve two heads
             state[name] = p.unflatten(0, (2, 16)).repeat_interleave(2, dim=0).flatten(0, 1)
     full.load_state_dict(state)
-    tokens = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(2))
+    tokens = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(2)).to(device)
     torch.testing.assert_close(grouped(tokens), full(tokens))
 
 
 @pytest.mark.parametrize(("pattern", "blocks", "seen"), [("L", 2, 8), ("S", 2, 4), ("S", 1, 4), ("L", 9, 24)])
-def test_a_window_hides_what_lies_before_it(pattern, blocks, seen):
-    model = build(SMALL.model_copy(update={"layers": 1, "window_pattern": pattern, "window_block": 4}))
+def test_a_window_hides_what_lies_before_it(pattern, blocks, seen, device):
+    model = build(SMALL.model_copy(update={"layers": 1, "window_pattern": pattern, "window_block": 4}), device=device)
     model.set_window(blocks)
-    tokens = torch.randint(0, 50, (1, 24), generator=torch.Generator().manual_seed(2))
+    tokens = torch.randint(0, 50, (1, 24), generator=torch.Generator().manual_seed(2)).to(device)
     for position in range(24):
         changed = tokens.clone()
         changed[:, position] = (changed[:, position] + 1) % 50
         differs = (model(tokens) - model(changed)).abs().amax(dim=(0, 2)) > 1e-9
-        expected = torch.zeros(24, dtype=torch.bool)
+        expected = torch.zeros(24, dtype=torch.bool, device=device)
         expected[position : position + seen] = True
         assert torch.equal(differs, expected)
 
 
-def test_a_window_of_the_whole_context_is_plain_attention():
-    windowed = build(SMALL.model_copy(update={"window_pattern": "L", "window_block": 8}))
-    tokens = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(windowed(tokens), build()(tokens))
+def test_a_window_of_the_whole_context_is_plain_attention(device):
+    windowed = build(SMALL.model_copy(update={"window_pattern": "L", "window_block": 8}), device=device)
+    tokens = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(2)).to(device)
+    torch.testing.assert_close(windowed(tokens), build(device=device)(tokens))
 
 
-def test_layers_take_long_and_short_windows_in_turn():
-    model = build(SMALL.model_copy(update={"layers": 2, "window_pattern": "SL", "window_block": 2}))
+def test_layers_take_long_and_short_windows_in_turn(device):
+    model = build(SMALL.model_copy(update={"layers": 2, "window_pattern": "SL", "window_block": 2}), device=device)
     model.set_window(4)  # short: 4 tokens, long: 8; two layers see 4 + 8 − 1 back
-    tokens = torch.randint(0, 50, (1, 24), generator=torch.Generator().manual_seed(2))
+    tokens = torch.randint(0, 50, (1, 24), generator=torch.Generator().manual_seed(2)).to(device)
     changed = tokens.clone()
     changed[:, 0] = (changed[:, 0] + 1) % 50
     differs = (model(tokens) - model(changed)).abs().amax(dim=(0, 2)) > 1e-12
@@ -189,10 +190,10 @@ def test_layers_take_long_and_short_windows_in_turn():
     assert not differs[11:].any()
 
 
-def test_a_tied_head_shares_the_embedding():
-    model = build(SMALL.model_copy(update={"tied": True}))
+def test_a_tied_head_shares_the_embedding(device):
+    model = build(SMALL.model_copy(update={"tied": True}), device=device)
     assert size_of(SMALL.model_copy(update={"tied": True}), 50).parameters == size_of(SMALL, 50).parameters - 33 * 50
-    tokens = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(2))
+    tokens = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(2)).to(device)
     hidden = []
     model.norm_out.register_forward_hook(lambda module, inputs, output: hidden.append(output))
     logits = model(tokens)
@@ -200,20 +201,20 @@ def test_a_tied_head_shares_the_embedding():
     torch.testing.assert_close(logits.double(), 15 * raw / (raw**2 + 225).sqrt(), rtol=1e-5, atol=1e-5)
 
 
-def test_the_residual_scale_multiplies_every_branch():
-    plain, scaled = build(), build(SMALL.model_copy(update={"residual_scale": 0.7}))
+def test_the_residual_scale_multiplies_every_branch(device):
+    plain, scaled = build(device=device), build(SMALL.model_copy(update={"residual_scale": 0.7}), device=device)
     for name, p in plain.named_parameters():  # the same function: the factor moved into the projections
         if "proj" in name:
             p.data *= 0.7
-    tokens = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(2))
+    tokens = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(2)).to(device)
     torch.testing.assert_close(scaled(tokens), plain(tokens))
 
 
 @pytest.mark.parametrize(("learned", "count"), [("layer", 1), ("branch", 2)])
-def test_a_learned_residual_scale_starts_at_its_value_and_gets_gradients(learned, count):
-    fixed = build(SMALL.model_copy(update={"residual_scale": 0.7}))
-    model = build(SMALL.model_copy(update={"residual_scale": 0.7, "residual_scale_learned": learned}))
-    tokens = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(2))
+def test_a_learned_residual_scale_starts_at_its_value_and_gets_gradients(learned, count, device):
+    fixed = build(SMALL.model_copy(update={"residual_scale": 0.7}), device=device)
+    model = build(SMALL.model_copy(update={"residual_scale": 0.7, "residual_scale_learned": learned}), device=device)
+    tokens = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(2)).to(device)
     torch.testing.assert_close(model(tokens), fixed(tokens), rtol=1e-6, atol=1e-6)
     model(tokens).square().sum().backward()
     for block in model.blocks:
@@ -233,7 +234,7 @@ def test_value_embeddings_serve_the_first_layers_and_again_the_last():
     assert all(GPTConfig(layers=3).value_table(i) is None for i in range(3))
 
 
-def test_value_embeddings_and_skips_start_at_the_records_values_and_get_gradients():
+def test_value_embeddings_and_skips_start_at_the_records_values_and_get_gradients(device):
     model = build(FOUR.model_copy(update={"value_embeddings": 1, "skips": ((2, 0),), "kv_heads": 2}), random=False)
     assert [block.attention.value_mix is not None for block in model.blocks] == [True, False, False, True]
     assert torch.equal(model.blocks[0].attention.value_mix, torch.tensor([0.5, 0.5], dtype=torch.float64))
@@ -242,7 +243,7 @@ def test_value_embeddings_and_skips_start_at_the_records_values_and_get_gradient
     assert 0.9 < model.value_embeds[0].weight.std() < 1.1
     for i, p in enumerate([model.head.weight, *(block.attention.proj.weight for block in model.blocks)]):
         torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(i))
-    model(torch.arange(24)[None]).square().sum().backward()
+    model.to(device)(torch.arange(24, device=device)[None]).square().sum().backward()
     assert (model.value_embeds[0].weight.grad[:24] != 0).all()
     assert all((p.grad != 0).all() for p in (model.skip_weights, *(model.blocks[i].attention.value_mix for i in (0, 3))))
 
@@ -291,8 +292,8 @@ def test_a_soft_cap_is_the_identity_at_zero_bounded_and_has_its_own_derivative(f
     assert torch.autograd.gradcheck(lambda x: soft_cap(x, 5.0, form), (x[:-1].requires_grad_(),))
 
 
-def test_the_benchmarks_cap_is_the_formula_to_the_last_bit_with_gradients_within_rounding():
-    x = torch.randn(200, 50, generator=torch.Generator().manual_seed(0)) * 30
+def test_the_benchmarks_cap_is_the_formula_to_the_last_bit_with_gradients_within_rounding(device):
+    x = torch.randn(200, 50, generator=torch.Generator().manual_seed(0)).to(device) * 30
     ours, formula = (x.clone().requires_grad_() for _ in range(2))
     y, z = soft_cap(ours, 15.0), 15.0 * formula * torch.rsqrt(formula.square() + 225.0)
     assert torch.equal(y, z)
@@ -301,8 +302,8 @@ def test_the_benchmarks_cap_is_the_formula_to_the_last_bit_with_gradients_within
     torch.testing.assert_close(ours.grad, formula.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_the_records_sigmoid_is_tanh_and_a_constant():
-    x = torch.linspace(-60, 60, 101, dtype=torch.float64)
+def test_the_records_sigmoid_is_tanh_and_a_constant(device):
+    x = torch.linspace(-60, 60, 101, dtype=torch.float64, device=device)
     torch.testing.assert_close(30 * torch.sigmoid(x / 7.5) - 15, soft_cap(x, 15.0, "tanh"))
 
 

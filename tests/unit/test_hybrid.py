@@ -36,19 +36,19 @@ def changed(**keys):
     return SMALL.model_copy(update=keys)
 
 
-def moved(module, seed=0, by=0.3):
+def moved(module, seed=0, by=0.3, device="cpu"):
     """The module in float64, its parameters moved off their first values, many of which are zero."""
     stream = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.parameters():
             p.add_(torch.randn(p.shape, generator=stream) * by / max(1, p.shape[-1] / 16) ** 0.5)
-    return module.double()
+    return module.double().to(device)
 
 
-def build(config=SMALL, seed=0, fresh=False):
+def build(config=SMALL, seed=0, fresh=False, device="cpu"):
     model = config.build(50)
     model.initialize(lambda name: torch.Generator().manual_seed(stream_seed(seed, "init", name)))
-    return model.double() if fresh else moved(model)
+    return model.double().to(device) if fresh else moved(model, device=device)
 
 
 def count(config):
@@ -56,16 +56,25 @@ def count(config):
         return sum(p.numel() for p in config.build(0).parameters())
 
 
-def random(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def random(*shape, seed=1, device="cpu"):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
 
 
-def some_tokens(*shape, seed=1):
-    return torch.randint(50, shape, generator=torch.Generator().manual_seed(seed))
+def some_tokens(*shape, seed=1, device="cpu"):
+    return torch.randint(50, shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def rotation(length, device):
+    return [table.to(device) for table in rotary_table(length, 16, 1024.0)]
+
+
+def on_cpu(module):
+    """The module's weights, for a reference."""
+    return {name: p.cpu() for name, p in module.state_dict().items()}
 
 
 def attend(attention, x):
-    cos, sin = rotary_table(x.shape[1], 16, 1024.0)
+    cos, sin = rotation(x.shape[1], x.device)
     return attention(x, cos, sin, keys_of(x.shape[1], attention.scales, cos, sin))
 
 
@@ -73,18 +82,18 @@ def attend(attention, x):
 
 
 @pytest.mark.parametrize("scales", [(1,), (1, 2, 4), (1, 3)])
-def test_multi_scale_attention_matches_loops_over_tokens_and_blocks(scales):
-    attention = moved(MultiScaleAttention(changed(scales=scales)))
-    x = random(2, 13, 32)
-    plain = [reference.multiscale(row, attention.state_dict(), 2, scales, 0.12, 1024.0) for row in x]
-    torch.testing.assert_close(attend(attention, x), torch.stack(plain), rtol=1e-5, atol=1e-6)  # RoPE is float32
+def test_multi_scale_attention_matches_loops_over_tokens_and_blocks(scales, device):
+    attention = moved(MultiScaleAttention(changed(scales=scales)), device=device)
+    x = random(2, 13, 32, device=device)
+    plain = [reference.multiscale(row, on_cpu(attention), 2, scales, 0.12, 1024.0) for row in x.cpu()]
+    torch.testing.assert_close(attend(attention, x).cpu(), torch.stack(plain), rtol=1e-5, atol=1e-6)  # RoPE is float32
 
 
-def test_with_tokens_alone_it_is_the_attention_of_the_gpt():
-    attention, gpt = moved(MultiScaleAttention(changed(scales=(1,)))), Attention(SMALL).double()
+def test_with_tokens_alone_it_is_the_attention_of_the_gpt(device):
+    attention, gpt = moved(MultiScaleAttention(changed(scales=(1,))), device=device), Attention(SMALL).double().to(device)
     gpt.load_state_dict(attention.state_dict())
-    x = random(2, 13, 32)
-    torch.testing.assert_close(attend(attention, x), gpt(x, *rotary_table(13, 16, 1024.0)))
+    x = random(2, 13, 32, device=device)
+    torch.testing.assert_close(attend(attention, x), gpt(x, *rotation(13, device)))
 
 
 def test_a_token_sees_itself_and_the_blocks_that_end_before_it():
@@ -96,8 +105,8 @@ def test_a_token_sees_itself_and_the_blocks_that_end_before_it():
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])
-def test_first_tokens_without_a_block_have_finite_outputs_and_gradients(length):
-    attention, x = moved(MultiScaleAttention(SMALL)), random(1, length, 32).requires_grad_()
+def test_first_tokens_without_a_block_have_finite_outputs_and_gradients(length, device):
+    attention, x = moved(MultiScaleAttention(SMALL), device=device), random(1, length, 32, device=device).requires_grad_()
     y = attend(attention, x)
     y.square().sum().backward()
     assert y.isfinite().all()
@@ -108,38 +117,42 @@ def test_first_tokens_without_a_block_have_finite_outputs_and_gradients(length):
 
 
 @pytest.mark.parametrize(("passes", "share"), [(1, True), (3, True), (3, False)])
-def test_the_processor_matches_a_loop_over_tokens_and_passes(passes, share):
-    processor = moved(RecursiveProcessor(changed(passes=passes, share_passes=share)))
+def test_the_processor_matches_a_loop_over_tokens_and_passes(passes, share, device):
+    processor = moved(RecursiveProcessor(changed(passes=passes, share_passes=share)), device=device)
     y, memory = random(7, 32), random(7, 32, seed=2)
-    torch.testing.assert_close(processor(y, memory), reference.processor(y, memory, processor.state_dict(), passes))
+    wanted = reference.processor(y, memory, on_cpu(processor), passes)
+    found = processor(y.to(device), memory.to(device))
+    torch.testing.assert_close(tuple(t.cpu() for t in found), wanted)
 
 
-def test_the_processor_sees_each_token_alone():
-    processor = moved(RecursiveProcessor(SMALL))
-    y, memory, order = random(1, 9, 32), random(1, 9, 32, seed=2), torch.randperm(9)
+def test_the_processor_sees_each_token_alone(device):
+    processor = moved(RecursiveProcessor(SMALL), device=device)
+    y, memory, order = random(1, 9, 32, device=device), random(1, 9, 32, seed=2, device=device), torch.randperm(9).to(device)
     for out, shuffled in zip(processor(y, memory), processor(y[:, order], memory[:, order]), strict=True):
         torch.testing.assert_close(shuffled, out[:, order])
 
 
-def test_the_recursive_block_is_mamba_step_by_step_then_passes_then_attention():
-    block = moved(RecursiveBlock(SMALL))
-    x, memory = random(1, 11, 32), random(1, 11, 32, seed=2)
-    cos, sin = rotary_table(11, 16, 1024.0)
+def test_the_recursive_block_is_mamba_step_by_step_then_passes_then_attention(device):
+    block = moved(RecursiveBlock(SMALL), device=device)
+    x, memory = random(1, 11, 32, device=device), random(1, 11, 32, seed=2, device=device)
+    cos, sin = rotation(11, device)
     state, y = block.mamba.empty_state(1), []
     for token in x[0]:
         out, state = block.mamba.step((reference.unit(token) * block.norm1.gains)[None], state)
         y.append(token + out[0])
     y = torch.stack(y)
-    z, handed_on = reference.processor(y, memory[0], block.processor.state_dict(), 3)
-    attended = reference.multiscale(reference.unit(z) * block.norm2.gains, block.attention.state_dict(), 2, [1, 2, 4], 0.12, 1024.0)
+    z, handed_on = reference.processor(y.cpu(), memory[0].cpu(), on_cpu(block.processor), 3)
+    z, handed_on = z.to(device), handed_on.to(device)
+    normed = (reference.unit(z) * block.norm2.gains).cpu()
+    attended = reference.multiscale(normed, on_cpu(block.attention), 2, [1, 2, 4], 0.12, 1024.0).to(device)
     gate = 2 / (1 + torch.exp(-reference.unit(y) @ block.fuse.weight.T))
     found, found_memory = block(x, memory, cos, sin, keys_of(11, (1, 2, 4), cos, sin))
     torch.testing.assert_close(found[0], y + gate * (z - y + attended), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found_memory[0], handed_on, rtol=1e-5, atol=1e-5)
 
 
-def test_the_memory_travels_from_one_recursive_block_to_the_next():
-    model, tokens = build(changed(pattern="RM*R")), some_tokens(1, 24)
+def test_the_memory_travels_from_one_recursive_block_to_the_next(device):
+    model, tokens = build(changed(pattern="RM*R"), device=device), some_tokens(1, 24, device=device)
     before = model(tokens)
     forget = model.blocks[3].register_forward_pre_hook(lambda block, inputs: (inputs[0], torch.zeros_like(inputs[1]), *inputs[2:]))
     assert ((model(tokens) - before).abs().amax((0, 2)) > 1e-6).all()
@@ -153,16 +166,16 @@ def test_the_memory_travels_from_one_recursive_block_to_the_next():
 
 
 @pytest.mark.parametrize("passes", [1, 3])
-def test_a_fresh_block_keeps_half_of_the_memory_it_is_handed(passes):
-    processor = build(changed(passes=passes), fresh=True).blocks[3].processor
-    y, memory = random(1, 5, 32), random(1, 5, 32, seed=2)
+def test_a_fresh_block_keeps_half_of_the_memory_it_is_handed(passes, device):
+    processor = build(changed(passes=passes), fresh=True, device=device).blocks[3].processor
+    y, memory = random(1, 5, 32, device=device), random(1, 5, 32, seed=2, device=device)
     torch.testing.assert_close(processor(y, memory)[1] - processor(y, torch.zeros_like(memory))[1], memory / 2)
 
 
-def test_a_fresh_recursive_block_is_its_mamba_layer():
-    block = build(fresh=True).blocks[3]
-    x = random(1, 11, 32)
-    cos, sin = rotary_table(11, 16, 1024.0)
+def test_a_fresh_recursive_block_is_its_mamba_layer(device):
+    block = build(fresh=True, device=device).blocks[3]
+    x = random(1, 11, 32, device=device)
+    cos, sin = rotation(11, device)
     out, _ = block(x, torch.zeros_like(x), cos, sin, keys_of(11, (1, 2, 4), cos, sin))
     torch.testing.assert_close(out, x + block.mamba(block.norm1(x)))
 
@@ -181,9 +194,9 @@ def test_letters_place_the_layers_and_repeat():
     assert kinds == [Mamba2, Attention, MLP, RecursiveBlock, Mamba2, Attention, MLP]
 
 
-def test_the_model_is_its_layers_one_after_another():
-    model, tokens = build(), some_tokens(2, 10)
-    cos, sin = rotary_table(10, 16, 1024.0)
+def test_the_model_is_its_layers_one_after_another(device):
+    model, tokens = build(device=device), some_tokens(2, 10, device=device)
+    cos, sin = rotation(10, device)
     mamba, attention, mlp, recursive = model.blocks
     x = reference.unit(model.embed.weight[tokens]) * model.norm_in.gains
     x = x + mamba.branch(reference.unit(x) * mamba.norm.gains)
@@ -194,16 +207,16 @@ def test_the_model_is_its_layers_one_after_another():
     torch.testing.assert_close(model(tokens).double(), 15 * logits / (logits**2 + 225).sqrt(), rtol=1e-5, atol=1e-5)
 
 
-def test_an_untied_head_starts_at_zero():
-    model = build(changed(tied=False), fresh=True)
-    assert torch.equal(model(some_tokens(1, 4)), torch.zeros(1, 4, 50))
+def test_an_untied_head_starts_at_zero(device):
+    model = build(changed(tied=False), fresh=True, device=device)
+    assert torch.equal(model(some_tokens(1, 4, device=device)), torch.zeros(1, 4, 50, device=device))
     assert model.roles()["head.weight"] == "head"
 
 
 @pytest.mark.parametrize("keys", [{}, {"pattern": "R", "share_passes": False}, {"pattern": "RR", "passes": 1, "tied": False}])
-def test_every_parameter_gets_a_gradient_and_a_role(keys):
-    model = build(changed(**keys))
-    model(some_tokens(2, 24)).square().mean().backward()
+def test_every_parameter_gets_a_gradient_and_a_role(keys, device):
+    model = build(changed(**keys), device=device)
+    model(some_tokens(2, 24, device=device)).square().mean().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not (p.grad != 0).any()] == []
     roles = {assignment.name: assignment.role for assignment in assign(model)}
     vectors = ("gains", "A_log", "dt_bias", "D", "conv.weight", "bias", "read", "write", "depth.weight", "fuse.weight")
@@ -310,10 +323,10 @@ def test_no_preset_shows_a_position_its_future(path):
         assert not torch.allclose(after[:, t + 1], before[:, t + 1])
 
 
-def test_every_kind_of_layer_keeps_documents_apart():
-    model = build()
-    tokens = torch.randint(50, (1, 24), generator=torch.Generator().manual_seed(1))
-    documents = torch.tensor([[0] * 8 + [1] * 4 + [2] * 12])  # blocks of 2 and 4 stand as in a document by itself
+def test_every_kind_of_layer_keeps_documents_apart(device):
+    model = build(device=device)
+    tokens = torch.randint(50, (1, 24), generator=torch.Generator().manual_seed(1)).to(device)
+    documents = torch.tensor([[0] * 8 + [1] * 4 + [2] * 12], device=device)  # blocks of 2 and 4 stand as in a document by itself
     with torch.no_grad():
         together = model(tokens, documents)
         for document in range(3):

@@ -20,31 +20,31 @@ SMALL = MambaConfig(layers=2, width=32, ssm_head_width=16, ssm_state=8, ssm_grou
 VOCABULARY = 50
 
 
-def build(config=SMALL, seed=0):
+def build(config=SMALL, seed=0, device="cpu"):
     model = config.build(VOCABULARY)
     model.initialize(lambda name: torch.Generator().manual_seed(stream_seed(seed, "init", name)))
-    return model
+    return model.to(device)
 
 
-def some_tokens(*shape, seed=1):
-    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+def some_tokens(*shape, seed=1, device="cpu"):
+    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
-def normal(*shape, seed=2, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+def normal(*shape, seed=2, dtype=torch.float64, device="cpu"):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device, dtype)
 
 
-def scan_inputs(t, *, batch=2, heads=4, groups=2, p=3, n=5):
+def scan_inputs(t, *, batch=2, heads=4, groups=2, p=3, n=5, device="cpu"):
     """x, dt, A, B, C, D and a state, float64: step sizes and decays from small to large."""
-    a = -torch.linspace(0.2, 16, heads, dtype=torch.float64)
+    a = -torch.linspace(0.2, 16, heads, dtype=torch.float64, device=device)
     return (
-        normal(batch, t, heads, p, seed=1),
-        F.softplus(normal(batch, t, heads, seed=2) - 1),
+        normal(batch, t, heads, p, seed=1, device=device),
+        F.softplus(normal(batch, t, heads, seed=2, device=device) - 1),
         a,
-        normal(batch, t, groups, n, seed=3),
-        normal(batch, t, groups, n, seed=4),
-        normal(heads, seed=5),
-        normal(batch, heads, p, n, seed=6),
+        normal(batch, t, groups, n, seed=3, device=device),
+        normal(batch, t, groups, n, seed=4, device=device),
+        normal(heads, seed=5, device=device),
+        normal(batch, heads, p, n, seed=6, device=device),
     )
 
 
@@ -53,23 +53,24 @@ def scan_inputs(t, *, batch=2, heads=4, groups=2, p=3, n=5):
 
 @pytest.mark.parametrize(("t", "chunk"), [(1, 8), (5, 8), (16, 8), (19, 8), (19, 1), (19, 64)])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_the_chunked_scan_is_the_recurrence(t, chunk, groups):
+def test_the_chunked_scan_is_the_recurrence(t, chunk, groups, device):
     *inputs, state = scan_inputs(t, groups=groups)
     for first in (None, state):
         wanted = reference.recurrence(*inputs, first)
-        torch.testing.assert_close(chunked_scan(*inputs, first, chunk=chunk), wanted, rtol=1e-10, atol=1e-12)
+        found = chunked_scan(*(u.to(device) for u in inputs), None if first is None else first.to(device), chunk=chunk)
+        torch.testing.assert_close(tuple(u.cpu() for u in found), wanted, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(("t", "chunk"), [(8, 8), (11, 4), (3, 8)])
-def test_its_gradients_are_those_of_the_recurrence(t, chunk):
+def test_its_gradients_are_those_of_the_recurrence(t, chunk, device):
     gradients = []
-    for scan in (lambda *inputs: chunked_scan(*inputs, chunk=chunk), reference.recurrence):
-        inputs = [u.clone() for u in scan_inputs(t)]
+    for scan, where in ((lambda *inputs: chunked_scan(*inputs, chunk=chunk), device), (reference.recurrence, "cpu")):
+        inputs = [u.clone() for u in scan_inputs(t, device=where)]
         inputs[1][0, 1] = 0  # a step of size 0 has a gradient too
         inputs = [u.requires_grad_() for u in inputs]
         y, last = scan(*inputs)
-        ((y * normal(*y.shape, seed=7)).sum() + (last * normal(*last.shape, seed=8)).sum()).backward()
-        gradients.append([u.grad for u in inputs])
+        ((y * normal(*y.shape, seed=7, device=where)).sum() + (last * normal(*last.shape, seed=8, device=where)).sum()).backward()
+        gradients.append([u.grad.cpu() for u in inputs])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-10)
 
 
@@ -101,47 +102,48 @@ def one_after_the_other(*inputs):
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 8, 64])
-def test_each_document_begins_from_nothing(chunk):
+def test_each_document_begins_from_nothing(chunk, device):
     found = []
-    for scan in (lambda *inputs: chunked_scan(*inputs, DOCUMENTS, chunk=chunk), one_after_the_other):
-        inputs = [u.requires_grad_() for u in scan_inputs(19)]
+    chunked = lambda *inputs: chunked_scan(*inputs, DOCUMENTS.to(device), chunk=chunk)  # noqa: E731
+    for scan, where in ((chunked, device), (one_after_the_other, "cpu")):
+        inputs = [u.requires_grad_() for u in scan_inputs(19, device=where)]
         y, last = scan(*inputs)
-        ((y * normal(*y.shape, seed=7)).sum() + (last * normal(*last.shape, seed=8)).sum()).backward()
-        found.append([y, last, *(u.grad for u in inputs)])
+        ((y * normal(*y.shape, seed=7, device=where)).sum() + (last * normal(*last.shape, seed=8, device=where)).sum()).backward()
+        found.append([u.cpu() for u in (y, last, *(u.grad for u in inputs))])
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-10)
 
 
-def test_decays_of_one_document_do_not_round_those_of_the_next():
-    *inputs, _ = (u.float() for u in scan_inputs(16, batch=1))
-    documents, large = torch.tensor([[0] * 5 + [1] * 11]), inputs[1].clone()
+def test_decays_of_one_document_do_not_round_those_of_the_next(device):
+    *inputs, _ = (u.float() for u in scan_inputs(16, batch=1, device=device))
+    documents, large = torch.tensor([[0] * 5 + [1] * 11], device=device), inputs[1].clone()
     large[:, :5] *= 1e12
     results = [chunked_scan(inputs[0], dt, *inputs[2:], None, documents, chunk=16) for dt in (inputs[1], large)]
     assert torch.equal(results[0][0][:, 5:], results[1][0][:, 5:])
     assert torch.equal(results[0][1], results[1][1])
 
 
-def test_chunk_sizes_agree():
-    *inputs, state = (u.float() for u in scan_inputs(200, heads=2, groups=1, p=16, n=16))
+def test_chunk_sizes_agree(device):
+    *inputs, state = (u.float() for u in scan_inputs(200, heads=2, groups=1, p=16, n=16, device=device))
     results = [chunked_scan(*inputs, state, chunk=chunk) for chunk in (16, 64, 100, 128, 256)]
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_large_decay_does_not_blur_the_small_ones_behind_it():
+def test_a_large_decay_does_not_blur_the_small_ones_behind_it(device):
     """In one chunk, a step that forgets everything (exp(−20000)), then steps that forget nearly nothing."""
     x, _, _, b, c, d, state = scan_inputs(64, heads=2, groups=1, p=8, n=8)
     dt, a = torch.full((2, 64, 2), 1e-3, dtype=torch.float64), torch.tensor([-2.0, -20.0], dtype=torch.float64)
     dt[:, 10] = 1000.0
     inputs = (x, dt, a, b, c, d, state)
     wanted, _ = reference.recurrence(*inputs)
-    y, _ = chunked_scan(*(u.float() for u in inputs), chunk=64)
-    torch.testing.assert_close(y[:, 11:].double(), wanted[:, 11:], rtol=2e-5, atol=2e-4)  # of values around 1000
+    y, _ = chunked_scan(*(u.float().to(device) for u in inputs), chunk=64)
+    torch.testing.assert_close(y[:, 11:].double().cpu(), wanted[:, 11:], rtol=2e-5, atol=2e-4)  # of values around 1000
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_extreme_step_sizes_give_no_infinity(dtype):
+def test_extreme_step_sizes_give_no_infinity(dtype, device):
     for size in (0.0, 1e-30, 1e4, 1e30):
-        x, dt, a, b, c, d, state = (u.float() for u in scan_inputs(20))
+        x, dt, a, b, c, d, state = (u.float() for u in scan_inputs(20, device=device))
         x, b, c = (u.to(dtype).requires_grad_() for u in (x, b, c))
         dt = torch.full_like(dt, size).requires_grad_()
         y, last = chunked_scan(x * 1e-3 / max(size, 1), dt, a, b, c, d, state, chunk=8)
@@ -196,21 +198,21 @@ def test_the_kernels_of_mamba_ssm_agree():
 
 
 @pytest.mark.parametrize("width", [1, 4])
-def test_the_convolution_is_torchs(width):
+def test_the_convolution_is_torchs(width, device):
     gradients = []
     for own in (True, False):
-        u, weight, bias = (normal(*s, seed=i).requires_grad_() for i, s in enumerate([(2, 9, 6), (6, width), (6,)]))
+        u, weight, bias = (normal(*s, seed=i, device=device).requires_grad_() for i, s in enumerate([(2, 9, 6), (6, width), (6,)]))
         y = causal_conv(u, weight, bias) if own else F.silu(F.conv1d(u.mT, weight[:, None], bias, groups=6)).mT
-        (y * normal(*y.shape)).sum().backward()
+        (y * normal(*y.shape, device=device)).sum().backward()
         gradients.append([y, u.grad, weight.grad, bias.grad])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
 
 
-def test_the_convolution_of_a_document_takes_in_no_other():
-    documents = torch.tensor([[0, 0, 0, 0, 1, 2, 2, 2, 3], [3] * 9])
+def test_the_convolution_of_a_document_takes_in_no_other(device):
+    documents = torch.tensor([[0, 0, 0, 0, 1, 2, 2, 2, 3], [3] * 9], device=device)
     gradients = []
     for together in (True, False):
-        u, weight, bias = (normal(*s, seed=i).requires_grad_() for i, s in enumerate([(2, 12, 6), (6, 4), (6,)]))
+        u, weight, bias = (normal(*s, seed=i, device=device).requires_grad_() for i, s in enumerate([(2, 12, 6), (6, 4), (6,)]))
         if together:
             y = causal_conv(u, weight, bias, documents)
         else:
@@ -223,7 +225,7 @@ def test_the_convolution_of_a_document_takes_in_no_other():
                     parts.append(causal_conv(torch.cat([before, own])[None], weight, bias)[0])
                 rows.append(torch.cat(parts))
             y = torch.stack(rows)
-        (y * normal(*y.shape)).sum().backward()
+        (y * normal(*y.shape, device=device)).sum().backward()
         gradients.append([y, u.grad, weight.grad, bias.grad])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
 
@@ -241,18 +243,18 @@ def test_the_kernel_of_causal_conv1d_agrees():
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_the_gated_norm_is_torchs(groups):
+def test_the_gated_norm_is_torchs(groups, device):
     gradients = []
     for own in (True, False):
-        norm = GatedNorm(12, groups).double()
-        y, z = (normal(2, 5, 12, seed=i).requires_grad_() for i in range(2))
-        norm.gains = torch.nn.Parameter(normal(12, seed=3))
+        norm = GatedNorm(12, groups).double().to(device)
+        y, z = (normal(2, 5, 12, seed=i, device=device).requires_grad_() for i in range(2))
+        norm.gains = torch.nn.Parameter(normal(12, seed=3, device=device))
         if own:
             result = norm(y, z)
         else:
             gated = (y * F.silu(z)).unflatten(-1, (groups, -1))
             result = F.rms_norm(gated, gated.shape[-1:], eps=1e-5).flatten(-2) * norm.gains
-        (result * normal(*result.shape)).sum().backward()
+        (result * normal(*result.shape, device=device)).sum().backward()
         gradients.append([result, y.grad, z.grad, norm.gains.grad])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-10)
 
@@ -260,25 +262,26 @@ def test_the_gated_norm_is_torchs(groups):
 # -- the layer ------------------------------------------------------------------------------------------------
 
 
-def test_the_layer_is_the_papers():
+def test_the_layer_is_the_papers(device):
     layer = build().blocks[0].mamba
     x = normal(2, 21, 32)
     wanted = reference.layer(layer.state_dict(), x, heads=4, groups=2, n=8)
-    torch.testing.assert_close(layer(x.float()).double(), wanted, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(layer.double()(x), wanted, rtol=1e-10, atol=1e-10)
+    layer, x = layer.to(device), x.to(device)
+    torch.testing.assert_close(layer(x.float()).double().cpu(), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.double()(x).cpu(), wanted, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_the_layer_is_that_of_transformers(groups):
+def test_the_layer_is_that_of_transformers(groups, device):
     modeling = pytest.importorskip("transformers.models.mamba2.modeling_mamba2", reason="transformers: the extra 'clients'")
     config = SMALL.model_copy(update={"ssm_groups": groups})
-    layer = build(config).blocks[0].mamba.double()
+    layer = build(config, device=device).blocks[0].mamba.double()
     sizes = {"hidden_size": 32, "num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": groups, "num_hidden_layers": 1}
-    theirs = modeling.Mamba2Mixer(modeling.Mamba2Config(**sizes, chunk_size=4, use_bias=False), layer_idx=0).double()
+    theirs = modeling.Mamba2Mixer(modeling.Mamba2Config(**sizes, chunk_size=4, use_bias=False), layer_idx=0).double().to(device)
     names = {"conv1d.weight": "conv.weight", "conv1d.bias": "conv.bias", "norm.weight": "norm.gains"}
     ours = layer.state_dict()
     theirs.load_state_dict({name: ours[names.get(name, name)] for name in theirs.state_dict()})
-    x = normal(2, 21, 32)
+    x = normal(2, 21, 32, device=device)
     torch.testing.assert_close(layer(x), theirs(x), rtol=1e-5, atol=1e-6)  # the scan of transformers is in float32
 
 
@@ -295,9 +298,9 @@ def test_the_model_has_as_many_parameters_as_that_of_transformers():
 
 
 @pytest.mark.parametrize("t", [0, 7, 15, 22])
-def test_position_t_cannot_see_t_plus_1(t):
-    layer = build().blocks[0].mamba
-    x = normal(1, 24, 32, dtype=torch.float32)
+def test_position_t_cannot_see_t_plus_1(t, device):
+    layer = build(device=device).blocks[0].mamba
+    x = normal(1, 24, 32, dtype=torch.float32, device=device)
     changed = x.clone()
     changed[:, t + 1 :] += 1
     a, b = layer(x), layer(changed)
@@ -310,8 +313,8 @@ def test_position_t_cannot_see_t_plus_1(t):
 
 @torch.no_grad()
 @pytest.mark.parametrize("prompt", [0, 1, 2, 8, 20])
-def test_steps_after_a_prompt_are_the_parallel_form(prompt):
-    model, tokens = build(), some_tokens(2, 29)
+def test_steps_after_a_prompt_are_the_parallel_form(prompt, device):
+    model, tokens = build(device=device), some_tokens(2, 29, device=device)
     wanted = model(tokens)
     logits, states = model.extend(tokens[:, :prompt]) if prompt else (wanted[:, :0], model.empty_states(2))
     rows = [logits]
@@ -324,8 +327,8 @@ def test_steps_after_a_prompt_are_the_parallel_form(prompt):
 
 
 @torch.no_grad()
-def test_a_prompt_can_come_in_parts():
-    model, tokens = build(), some_tokens(2, 29)
+def test_a_prompt_can_come_in_parts(device):
+    model, tokens = build(device=device), some_tokens(2, 29, device=device)
     wanted, last = model.extend(tokens)
     states, rows = None, []
     for part in tokens.split([2, 1, 10, 16], dim=1):
@@ -338,8 +341,8 @@ def test_a_prompt_can_come_in_parts():
 # -- parameters -----------------------------------------------------------------------------------------------
 
 
-def test_decay_parameters_stay_in_float32():
-    model, tokens = build(), some_tokens(2, 24)
+def test_decay_parameters_stay_in_float32(device):
+    model, tokens = build(device=device), some_tokens(2, 24, device=device)
     before, wanted = model.blocks[1].mamba.A_log.clone(), model(tokens)
     model.bfloat16()
     layer = model.blocks[1].mamba
@@ -351,18 +354,18 @@ def test_decay_parameters_stay_in_float32():
     assert model.double().blocks[1].mamba.A_log.dtype == torch.float64
 
 
-def test_first_values_are_the_papers():
+def test_first_values_are_the_papers(device):
     config = MambaConfig(layers=4, width=256, ssm_head_width=4, ssm_state=16)
-    model = build(config)
+    model = build(config, device=device)
     for block in model.blocks:
         layer = block.mamba
         dt, a = F.softplus(layer.dt_bias.double()), layer.A_log.exp()
         assert 0.999e-3 < dt.min() < 2e-3
         assert 0.05 < dt.max() < 0.1001
-        assert abs(dt.log().mean() - 0.5 * (torch.tensor(1e-4).log())) < 0.5  # log-uniform: half below 0.01
+        assert abs(dt.log().mean() - 0.5 * (torch.tensor(1e-4).log().item())) < 0.5  # log-uniform: half below 0.01
         assert 1 <= a.min() < 2
         assert 15 < a.max() <= 16
-        assert torch.equal(layer.D, torch.ones(128))
+        assert torch.equal(layer.D, torch.ones(128, device=device))
         bounds = {"in_proj": 256**-0.5, "out_proj": 512**-0.5 / 2, "conv": 4**-0.5}  # 2 = sqrt(4 layers)
         for name, bound in bounds.items():
             weight = getattr(layer, name).weight
@@ -370,9 +373,9 @@ def test_first_values_are_the_papers():
     assert abs(model.embed.weight.std() - 0.02) < 0.001
 
 
-def test_muon_orthogonalizes_each_block_of_in_proj_apart():
+def test_muon_orthogonalizes_each_block_of_in_proj_apart(device):
     """After one step from zero momentum, each block moved by its gradient's polar factor: singular values all alike."""
-    model = build(MambaConfig(layers=1, width=32, ssm_head_width=16, ssm_state=8, chunk=8))
+    model = build(MambaConfig(layers=1, width=32, ssm_head_width=16, ssm_state=8, chunk=8), device=device)
     optimizer = muonlab.optimizer(model, "muon", lr=0.1, scale="none", orthogonalizer="svd")
     roles = {row.name: row.role for row in optimizer.plan}
     matrices = {name.removeprefix("blocks.0.mamba.") for name, role in roles.items() if role == "matrix"}
@@ -382,7 +385,9 @@ def test_muon_orthogonalizes_each_block_of_in_proj_apart():
     assert {roles[f"blocks.0.mamba.{name}"] for name in vectors} == {"vector"}
     weight = model.blocks[0].mamba.in_proj.weight
     before = weight.detach().clone()
-    F.cross_entropy(model(some_tokens(4, 24)).flatten(0, 1), some_tokens(4, 24, seed=3).flatten()).backward()
+    F.cross_entropy(
+        model(some_tokens(4, 24, device=device)).flatten(0, 1), some_tokens(4, 24, seed=3, device=device).flatten()
+    ).backward()
     optimizer.step()
     moved = (before - weight.detach()) / 0.1
     for block in moved.split([64, 64, 8, 8, 4]):  # z, x, B, C, dt
@@ -397,15 +402,15 @@ def test_vectors_are_not_decayed():
     assert all(row.decay > 0 for row in plan if row.role == "matrix")
 
 
-def test_decays_keep_their_gradient_where_step_sizes_are_large():
+def test_decays_keep_their_gradient_where_step_sizes_are_large(device):
     """Beside the diagonal, whose weights do not depend on A, what is left is small: float32 sums of both would lose it."""
     stream = torch.Generator().manual_seed(2)
-    x, B, C = (torch.randn(s, generator=stream) for s in ((2, 128, 4, 8), (2, 128, 1, 8), (2, 128, 1, 8)))
+    x, B, C = (torch.randn(s, generator=stream).to(device) for s in ((2, 128, 4, 8), (2, 128, 1, 8), (2, 128, 1, 8)))
     found = {}
     for dtype in (torch.float32, torch.float64):
-        A = -torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=dtype).requires_grad_()
-        dt = torch.full((2, 128, 4), 3.0, dtype=dtype)
-        y, _ = ssd(x.to(dtype), dt, A, B.to(dtype), C.to(dtype), torch.zeros(4, dtype=dtype), chunk=64)
+        A = -torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=dtype, device=device).requires_grad_()
+        dt = torch.full((2, 128, 4), 3.0, dtype=dtype, device=device)
+        y, _ = ssd(x.to(dtype), dt, A, B.to(dtype), C.to(dtype), torch.zeros(4, dtype=dtype, device=device), chunk=64)
         (found[dtype],) = torch.autograd.grad(y.square().sum(), A)
     torch.testing.assert_close(found[torch.float32].double(), found[torch.float64], rtol=1e-3, atol=0)
 

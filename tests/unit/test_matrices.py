@@ -64,13 +64,13 @@ LAYOUTS = {
 }
 
 
-def draw(shapes, seed):
+def draw(shapes, seed, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(device) for shape in shapes]
 
 
-def parameters(shapes, seed=0):
-    return [nn.Parameter(x) for x in draw(shapes, seed)]
+def parameters(shapes, seed=0, device="cpu"):
+    return [nn.Parameter(x) for x in draw(shapes, seed, device=device)]
 
 
 def step(optimizer, params, grads):
@@ -83,16 +83,16 @@ def assert_same(found, expected):
     torch.testing.assert_close(found.detach(), expected.detach(), rtol=0, atol=1e-10)
 
 
-def both(layout, rule, steps=5, **group):
+def both(layout, rule, steps=5, device="cpu", **group):
     """(the stored parameter, what it should be): one parameter in this layout, and its matrices one by one."""
     shapes, store, spec = LAYOUTS[layout]
-    plain = parameters(shapes)
+    plain = parameters(shapes, device=device)
     stored = nn.Parameter(store([p.detach() for p in plain]).clone())
     before = stored.stride()
     one = Optimizer([{"params": [stored], "spec": spec}], rule, lr=0.05, weight_decay=0.1, **group)
     each = [Optimizer([p], rule, lr=0.05, weight_decay=0.1, **group) for p in plain]
     for t in range(steps):
-        grads = draw(shapes, 10 + t)
+        grads = draw(shapes, 10 + t, device=device)
         step(one, [stored], [store(grads)])
         for optimizer, p, g in zip(each, plain, grads, strict=True):
             step(optimizer, [p], [g])
@@ -102,13 +102,13 @@ def both(layout, rule, steps=5, **group):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("rule", RULES)
-def test_a_stored_layout_trains_as_its_matrices_do_alone(layout, rule):
-    assert_same(*both(layout, RULES[rule]))
+def test_a_stored_layout_trains_as_its_matrices_do_alone(layout, rule, device):
+    assert_same(*both(layout, RULES[rule], device=device))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("scale", ["aspect", "match_adamw_rms", "rms_to_rms", "sqrt_max", "none"])
-def test_the_shape_factor_is_that_of_the_logical_matrix(layout, scale):
+def test_the_shape_factor_is_that_of_the_logical_matrix(layout, scale, device):
     """One step without momentum, against singular vectors."""
     factor = {
         "aspect": lambda m, n: math.sqrt(max(1, m / n)),
@@ -118,7 +118,7 @@ def test_the_shape_factor_is_that_of_the_logical_matrix(layout, scale):
         "none": lambda m, n: 1.0,
     }[scale]
     shapes, store, spec = LAYOUTS[layout]
-    start, grads = draw(shapes, 0), draw(shapes, 1)
+    start, grads = draw(shapes, 0, device=device), draw(shapes, 1, device=device)
     p = nn.Parameter(store(start).clone())
     rule = variant("muon").rule(momentum=0.0, nesterov=False, orthogonalizer="exact", scale=scale)
     step(Optimizer([{"params": [p], "spec": spec}], rule, lr=0.3), [p], [store(grads)])
@@ -127,25 +127,28 @@ def test_the_shape_factor_is_that_of_the_logical_matrix(layout, scale):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_order_of_parameters_changes_nothing(rule):
+def test_the_order_of_parameters_changes_nothing(rule, device):
     shapes = [(6, 4), (4, 6), (6, 4), (3, 3), (6, 4), (4, 6)]
     order = [4, 1, 3, 0, 5, 2]
-    a, b = parameters(shapes), parameters(shapes)
+    a, b = parameters(shapes, device=device), parameters(shapes, device=device)
     one, two = (Optimizer(params, RULES[rule], lr=0.05, weight_decay=0.1) for params in (a, [b[i] for i in order]))
     for t in range(4):
-        step(one, a, draw(shapes, t))
-        step(two, b, draw(shapes, t))
+        step(one, a, draw(shapes, t, device=device))
+        step(two, b, draw(shapes, t, device=device))
     for p, q in zip(a, b, strict=True):
         assert_same(p, q)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_matrices_that_are_zero_at_first_train_as_they_would_alone(rule):
+def test_matrices_that_are_zero_at_first_train_as_they_would_alone(rule, device):
     """Output projections begin at zero: the single one of its shape must train as the many of another do."""
-    alone, pair = nn.Parameter(torch.zeros(4, 6).double()), [nn.Parameter(torch.zeros(4, 6).double()) for _ in range(2)]
+    alone, pair = (
+        nn.Parameter(torch.zeros(4, 6, device=device).double()),
+        [nn.Parameter(torch.zeros(4, 6, device=device).double()) for _ in range(2)],
+    )
     one, two = Optimizer([alone], RULES[rule], lr=0.1), Optimizer(pair, RULES[rule], lr=0.1)
     for t in range(3):
-        grads = draw([(4, 6)] * 2, t)
+        grads = draw([(4, 6)] * 2, t, device=device)
         step(one, [alone], grads[:1])
         step(two, pair, grads)
     assert_same(alone, pair[0])
@@ -153,13 +156,13 @@ def test_matrices_that_are_zero_at_first_train_as_they_would_alone(rule):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_state_dict_of_every_layout_goes_on_bit_for_bit(layout):
+def test_a_state_dict_of_every_layout_goes_on_bit_for_bit(layout, device):
     shapes, store, spec = LAYOUTS[layout]
     for rule in (RULES["normuon-output"], RULES["soap_muon"], variant("adamw").rule()):
-        p = nn.Parameter(store(draw(shapes, 0)))
+        p = nn.Parameter(store(draw(shapes, 0, device=device)))
         optimizer = Optimizer([{"params": [("w", p)], "spec": spec}], rule, lr=0.05, weight_decay=0.1)
         for t in range(3):
-            step(optimizer, [p], [store(draw(shapes, t))])
+            step(optimizer, [p], [store(draw(shapes, t, device=device))])
         file = io.BytesIO()
         torch.save((p.detach(), optimizer.state_dict()), file)
         file.seek(0)
@@ -168,23 +171,23 @@ def test_a_state_dict_of_every_layout_goes_on_bit_for_bit(layout):
         other = Optimizer([{"params": [("w", q)], "spec": spec}], rule, lr=9.0)
         other.load_state_dict(state)
         for t in range(3, 6):
-            step(optimizer, [p], [store(draw(shapes, t))])
-            step(other, [q], [store(draw(shapes, t))])
+            step(optimizer, [p], [store(draw(shapes, t, device=device))])
+            step(other, [q], [store(draw(shapes, t, device=device))])
         assert torch.equal(p, q)
 
 
-def test_a_state_dict_of_another_layout_is_refused():
-    p = parameters([(6, 6)])[0]
+def test_a_state_dict_of_another_layout_is_refused(device):
+    p = parameters([(6, 6)], device=device)[0]
     fused = Optimizer([{"params": [p], "spec": MatrixSpec(split=3)}], RULES["muon"], lr=0.1)
-    step(fused, [p], draw([(6, 6)], 1))
+    step(fused, [p], draw([(6, 6)], 1, device=device))
     with pytest.raises(ValueError, match=r"expected momentum_buffer \(6, 6\), got momentum_buffer \(3, 2, 6\)"):
         Optimizer([p], RULES["muon"], lr=0.1).load_state_dict(fused.state_dict())
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_multipliers_reach_every_block_of_a_split_parameter(rule):
+def test_multipliers_reach_every_block_of_a_split_parameter(rule, device):
     shapes, store, spec = LAYOUTS["grouped queries"]
-    a, b = ([nn.Parameter(store(draw(shapes, seed))) for seed in range(3)] for _ in range(2))
+    a, b = ([nn.Parameter(store(draw(shapes, seed, device=device))) for seed in range(3)] for _ in range(2))
     lr_mul, wd_mul = [1.0, 0.5, 2.0], [0.0, 3.0, 1.0]
     one = Optimizer([{"params": a, "spec": spec, "lr_mul": lr_mul, "wd_mul": wd_mul}], RULES[rule], lr=0.05, weight_decay=0.1)
     groups = [
@@ -192,7 +195,7 @@ def test_multipliers_reach_every_block_of_a_split_parameter(rule):
     ]
     apart = Optimizer(groups, RULES[rule], lr=1.0)
     for t in range(4):
-        grads = [store(draw(shapes, 10 * t + i)) for i in range(3)]
+        grads = [store(draw(shapes, 10 * t + i, device=device)) for i in range(3)]
         step(one, a, grads)
         step(apart, b, grads)
     for p, q in zip(a, b, strict=True):
@@ -200,13 +203,13 @@ def test_multipliers_reach_every_block_of_a_split_parameter(rule):
 
 
 @pytest.mark.parametrize("rule", ["muon", "normuon-long", "muown", "soap_muon"])
-def test_a_gap_in_a_stack_of_split_parameters_is_left_alone(rule):
+def test_a_gap_in_a_stack_of_split_parameters_is_left_alone(rule, device):
     shapes, store, spec = LAYOUTS["grouped queries"]
-    some, alone = ([nn.Parameter(store(draw(shapes, seed))) for seed in range(4)] for _ in range(2))
+    some, alone = ([nn.Parameter(store(draw(shapes, seed, device=device))) for seed in range(4)] for _ in range(2))
     one = Optimizer([{"params": some, "spec": spec}], RULES[rule], lr=0.05, weight_decay=0.1)
     each = [Optimizer([{"params": [p], "spec": spec}], RULES[rule], lr=0.05, weight_decay=0.1) for p in alone]
     for t, present in enumerate([(0, 3), (0, 1, 2, 3), (1,), (), (0, 2, 3), (3,)]):
-        grads = [store(draw(shapes, 10 * t + i)) if i in present else None for i in range(4)]
+        grads = [store(draw(shapes, 10 * t + i, device=device)) if i in present else None for i in range(4)]
         step(one, some, grads)
         for i in present:
             step(each[i], [alone[i]], [grads[i]])
@@ -216,13 +219,13 @@ def test_a_gap_in_a_stack_of_split_parameters_is_left_alone(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("size", [1, 50, 130])
-def test_a_stack_may_be_stepped_in_runs(rule, size, monkeypatch):
+def test_a_stack_may_be_stepped_in_runs(rule, size, monkeypatch, device):
     shapes, store, spec = LAYOUTS["grouped queries"]
-    a, b = ([nn.Parameter(store(draw(shapes, seed))) for seed in range(5)] for _ in range(2))
+    a, b = ([nn.Parameter(store(draw(shapes, seed, device=device))) for seed in range(5)] for _ in range(2))
     group = {"spec": spec, "lr_mul": [1.0, 2.0, 1.0, 0.5, 1.0]}
     one, two = (Optimizer([{"params": ps, **group}], RULES[rule], lr=0.05, weight_decay=0.1) for ps in (a, b))
     for t in range(4):
-        grads = [store(draw(shapes, 10 * t + i)) for i in range(5)]
+        grads = [store(draw(shapes, 10 * t + i, device=device)) for i in range(5)]
         step(one, a, grads)
         with monkeypatch.context() as patch:
             patch.setattr(stacks, "_RUN_ON_CPU", size)

@@ -27,18 +27,18 @@ GATED = SMALL.model_copy(update={"gated": True})
 CONSTRAINTS = ["unit_norm", "geodesic", "geodesic_by_norm"]
 
 
-def build(config=SMALL, seed=0, vocab=50, moved=False) -> NGPT:
+def build(config=SMALL, seed=0, vocab=50, moved=False, device="cpu") -> NGPT:
     model = config.build(vocab)
     model.initialize(lambda name: torch.Generator().manual_seed(stream_seed(seed, "init", name)))
     if moved:  # scales away from their start, some of them negative, so that each of them counts
         for name, p in model.named_parameters():
             if p.ndim == 1:
                 p.data *= 1 + 0.6 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name)))
-    return model
+    return model.to(device)
 
 
-def some_tokens(*shape, seed=2, vocab=50):
-    return torch.randint(0, vocab, shape, generator=torch.Generator().manual_seed(seed))
+def some_tokens(*shape, seed=2, vocab=50, device="cpu"):
+    return torch.randint(0, vocab, shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def loss_of(model, tokens):
@@ -101,15 +101,15 @@ def written_out(model: NGPT, tokens):
 
 
 @pytest.mark.parametrize("config", [SMALL, GATED, SMALL.model_copy(update={"rope_base": 100.0, "mlp_width": None})])
-def test_forward_is_what_the_paper_writes(config):
-    model, tokens = build(config, moved=True).double(), some_tokens(2, 9)
+def test_forward_is_what_the_paper_writes(config, device):
+    model, tokens = build(config, moved=True, device=device).double(), some_tokens(2, 9, device=device)
     # the rotation is computed in float32
-    torch.testing.assert_close(model(tokens), written_out(model, tokens), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(model(tokens).cpu(), written_out(copy.deepcopy(model).cpu(), tokens), rtol=1e-5, atol=2e-6)
 
 
-def test_scales_start_at_their_effective_values_and_are_stored_as_the_paper_says():
+def test_scales_start_at_their_effective_values_and_are_stored_as_the_paper_says(device):
     config = SMALL.model_copy(update={"gated": True, "alpha_init": 0.12})
-    model = build(config)
+    model = build(config, device=device)
     d = config.width
     expected = {"alpha": (0.12, d**-0.5), "s_qk": (1.0, d**-0.5), "s_uv": (1.0, 1.0), "s_z": (1.0, d**-0.5), "gate": (1.0, 1.0)}
     seen = set()
@@ -122,27 +122,27 @@ def test_scales_start_at_their_effective_values_and_are_stored_as_the_paper_says
     assert seen == expected.keys()
 
 
-def test_a_step_of_adam_moves_an_effective_scale_by_lr_times_init_over_stored_scale():
-    alpha, plain = Scale(64, init=0.05, scale=1 / 8), Scale(64, init=1.0, scale=1.0)
+def test_a_step_of_adam_moves_an_effective_scale_by_lr_times_init_over_stored_scale(device):
+    alpha, plain = Scale(64, init=0.05, scale=1 / 8).to(device), Scale(64, init=1.0, scale=1.0).to(device)
     before = alpha().detach(), plain().detach()
     optimizer = torch.optim.Adam([*alpha.parameters(), *plain.parameters()], lr=1e-3)
     (alpha().sum() + plain().sum()).backward()
     optimizer.step()
-    torch.testing.assert_close(before[0] - alpha(), torch.full((64,), 1e-3 * 0.05 * 8))
-    torch.testing.assert_close(before[1] - plain(), torch.full((64,), 1e-3))
+    torch.testing.assert_close(before[0] - alpha(), torch.full((64,), 1e-3 * 0.05 * 8, device=device))
+    torch.testing.assert_close(before[1] - plain(), torch.full((64,), 1e-3, device=device))
 
 
-def test_the_sign_of_alpha_does_not_matter():
-    model, tokens = build(moved=True), some_tokens(1, 8)
+def test_the_sign_of_alpha_does_not_matter(device):
+    model, tokens = build(moved=True, device=device), some_tokens(1, 8, device=device)
     before = model(tokens)
     for block in model.blocks:
         block.mlp_turn.alpha.stored.data.neg_()
     assert torch.equal(model(tokens), before)
 
 
-def test_the_gate_is_nothing_at_one_and_no_second_alpha():
-    plain, gated = build(), build(GATED)
-    tokens = some_tokens(2, 10)
+def test_the_gate_is_nothing_at_one_and_no_second_alpha(device):
+    plain, gated = build(device=device), build(GATED, device=device)
+    tokens = some_tokens(2, 10, device=device)
     assert torch.equal(plain(tokens), gated(tokens))
     gate = gated.blocks[0].mlp_turn.gate.stored
     gate.data *= 3  # a factor common to all dimensions is normalized away ...
@@ -153,18 +153,18 @@ def test_the_gate_is_nothing_at_one_and_no_second_alpha():
 
 
 @pytest.mark.parametrize("config", [SMALL, GATED])
-def test_hidden_states_are_unit_vectors_in_bf16_autocast_too(config):
-    model = build(config, moved=True)
+def test_hidden_states_are_unit_vectors_in_bf16_autocast_too(config, device):
+    model = build(config, moved=True, device=device)
     seen = []
     for block in model.blocks:
         for turn in (block.attention_turn, block.mlp_turn):
             turn.register_forward_hook(lambda module, args, out: seen.append(out))
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(some_tokens(2, 24))
+    with torch.autocast(device, torch.bfloat16):
+        logits = model(some_tokens(2, 24, device=device))
     assert logits.dtype == torch.float32
     assert all(h.dtype == torch.float32 for h in seen)
     assert max((h.norm(dim=-1) - 1).abs().max().item() for h in seen) < 1e-6
-    exact = model(some_tokens(2, 24))
+    exact = model(some_tokens(2, 24, device=device))
     assert 0 < (logits - exact).abs().max() < 0.05
 
 
@@ -172,8 +172,8 @@ def test_hidden_states_are_unit_vectors_in_bf16_autocast_too(config):
 
 
 @pytest.mark.parametrize("t", [0, 7, 22])
-def test_position_t_cannot_see_t_plus_1(t):
-    model, tokens = build(GATED, moved=True), some_tokens(1, 24)
+def test_position_t_cannot_see_t_plus_1(t, device):
+    model, tokens = build(GATED, moved=True, device=device), some_tokens(1, 24, device=device)
     changed = tokens.clone()
     changed[:, t + 1 :] = (changed[:, t + 1 :] + 13) % 50
     a, b = model(tokens), model(changed)
@@ -181,21 +181,21 @@ def test_position_t_cannot_see_t_plus_1(t):
     assert not torch.allclose(a[:, t + 1 :], b[:, t + 1 :])
 
 
-def test_every_position_sees_the_first_token():
-    model, tokens = build().double(), some_tokens(1, 24)
+def test_every_position_sees_the_first_token(device):
+    model, tokens = build(device=device).double(), some_tokens(1, 24, device=device)
     changed = tokens.clone()
     changed[:, 0] = (changed[:, 0] + 1) % 50
     assert ((model(tokens) - model(changed)).abs().amax(dim=(0, 2)) > 1e-6).all()
 
 
-def test_rope_turns_every_pair_keeps_norms_and_knows_relative_positions_only():
-    cos, sin = rotary_table(64, 16, 10000.0)
+def test_rope_turns_every_pair_keeps_norms_and_knows_relative_positions_only(device):
+    cos, sin = (table.to(device) for table in rotary_table(64, 16, 10000.0))
     angle = torch.atan2(sin[1], cos[1])
-    torch.testing.assert_close(angle, 10000.0 ** (-torch.arange(8) / 8))
+    torch.testing.assert_close(angle, 10000.0 ** (-torch.arange(8, device=device) / 8))
     generator = torch.Generator().manual_seed(0)
-    x, y = (unit(torch.randn(16, generator=generator)).expand(1, 64, 1, 16) for _ in range(2))
+    x, y = (unit(torch.randn(16, generator=generator).to(device)).expand(1, 64, 1, 16) for _ in range(2))
     q, k = rotate(x, cos, sin)[0, :, 0], rotate(y, cos, sin)[0, :, 0]
-    torch.testing.assert_close(q.norm(dim=-1), torch.ones(64))
+    torch.testing.assert_close(q.norm(dim=-1), torch.ones(64, device=device))
     for shift in (0, 1, 9):
         products = (q[shift:] * k[: 64 - shift]).sum(-1)
         torch.testing.assert_close(products, products[0].expand_as(products), rtol=1e-4, atol=1e-5)
@@ -206,12 +206,12 @@ def test_rope_turns_every_pair_keeps_norms_and_knows_relative_positions_only():
 # -- weights on spheres -----------------------------------------------------------------------------------------
 
 
-def trained(name, constraint, steps, config=GATED, each=None, every=1, autocast=False, **options):
-    model, tokens = build(config), some_tokens(4, 25)
+def trained(name, constraint, steps, config=GATED, each=None, every=1, autocast=False, device="cpu", **options):
+    model, tokens = build(config, device=device), some_tokens(4, 25, device=device)
     optimizer = lab.optimizer(model, name, constraint=constraint, project_every=every, **options)
     for t in range(1, steps + 1):
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
             loss = loss_of(model, tokens)
         loss.backward()
         optimizer.step()
@@ -223,13 +223,21 @@ def trained(name, constraint, steps, config=GATED, each=None, every=1, autocast=
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 @pytest.mark.parametrize(("name", "lr"), [("muon", 0.05), ("normuon", 0.05), ("adamw", 0.02)])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_every_weight_stays_on_its_sphere(constraint, name, lr, autocast):
+def test_every_weight_stays_on_its_sphere(constraint, name, lr, autocast, device):
     """Embedding and head too, which AdamW trains in all of these; the free vectors move."""
     worst = []
-    before = dict(build(GATED).named_parameters())
+    before = dict(build(GATED, device=device).named_parameters())
     options = {} if name == "adamw" else {"weight_decay": 0.1}
     model = trained(
-        name, constraint, 6, lr=lr, aux_lr=0.02, autocast=autocast, each=lambda t, m, loss: worst.append(worst_norm(m)), **options
+        name,
+        constraint,
+        6,
+        lr=lr,
+        aux_lr=0.02,
+        autocast=autocast,
+        each=lambda t, m, loss: worst.append(worst_norm(m)),
+        **options,
+        device=device,
     )
     assert max(worst) < 1e-6
     for key, p in model.named_parameters():
@@ -238,22 +246,22 @@ def test_every_weight_stays_on_its_sphere(constraint, name, lr, autocast):
 
 
 @pytest.mark.parametrize(("name", "lr"), [("muon", 0.05), ("adamw", 0.02)])
-def test_lazy_projection_returns_to_the_spheres_at_every_kth_step(name, lr):
+def test_lazy_projection_returns_to_the_spheres_at_every_kth_step(name, lr, device):
     def look(t, model, loss):
         assert worst_norm(model) < 1e-6 if t % 3 == 0 else worst_norm(model) > 1e-4
 
-    trained(name, "unit_norm", 9, lr=lr, aux_lr=0.02, every=3, each=look)
+    trained(name, "unit_norm", 9, lr=lr, aux_lr=0.02, every=3, each=look, device=device)
 
 
-def test_without_a_constraint_the_weights_leave_their_spheres():
-    assert worst_norm(trained("muon", "none", 3, lr=0.05, aux_lr=0.02)) > 0.01
+def test_without_a_constraint_the_weights_leave_their_spheres(device):
+    assert worst_norm(trained("muon", "none", 3, lr=0.05, aux_lr=0.02, device=device)) > 0.01
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_one_small_step_decreases_the_loss_and_stays_on_the_spheres(constraint, name):
+def test_one_small_step_decreases_the_loss_and_stays_on_the_spheres(constraint, name, device):
     """A geodesic that ran uphill, as in a public study, would raise it."""
-    model, tokens = build(GATED, moved=True), some_tokens(4, 25)
+    model, tokens = build(GATED, moved=True, device=device), some_tokens(4, 25, device=device)
     before = loss_of(model, tokens)
     optimizer = lab.optimizer(model, name, constraint=constraint, lr=1e-3, aux_lr=1e-3)
     before.backward()
@@ -262,9 +270,9 @@ def test_one_small_step_decreases_the_loss_and_stays_on_the_spheres(constraint, 
     assert worst_norm(model) < 1e-6
 
 
-def test_the_first_order_of_a_geodesic_step_is_the_slope_of_the_loss():
+def test_the_first_order_of_a_geodesic_step_is_the_slope_of_the_loss(device):
     """d loss / d θ = −Σ ‖tangent gradient‖ when every row turns by θ against its own gradient: measured against autograd."""
-    model, tokens = build().double(), some_tokens(4, 25)
+    model, tokens = build(device=device).double(), some_tokens(4, 25, device=device)
     before = loss_of(model, tokens)
     before.backward()
     name, dim = "blocks.1.mlp.proj.weight", 0
@@ -279,15 +287,15 @@ def test_the_first_order_of_a_geodesic_step_is_the_slope_of_the_loss():
     assert (before - loss_of(model, tokens)).item() / theta == pytest.approx(slope, rel=1e-3)
 
 
-def test_weight_decay_is_no_decay_on_a_sphere():
+def test_weight_decay_is_no_decay_on_a_sphere(device):
     """norm((1 − ηd)w − ηu) is a step at the rate η / (1 − ηd); along a geodesic it is nothing at all."""
-    decayed = trained("muon", "unit_norm", 3, lr=0.05, weight_decay=2.0, aux_lr=0.02)
-    faster = trained("muon", "unit_norm", 3, lr=0.05 / 0.9, aux_lr=0.02)
-    plain = trained("muon", "unit_norm", 3, lr=0.05, aux_lr=0.02)
+    decayed = trained("muon", "unit_norm", 3, lr=0.05, weight_decay=2.0, aux_lr=0.02, device=device)
+    faster = trained("muon", "unit_norm", 3, lr=0.05 / 0.9, aux_lr=0.02, device=device)
+    plain = trained("muon", "unit_norm", 3, lr=0.05, aux_lr=0.02, device=device)
     for (name, a), b, c in zip(decayed.named_parameters(), faster.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
         assert a.ndim == 1 or "embed" in name or "head" in name or not torch.allclose(a, c, rtol=1e-3, atol=1e-4)
-    geodesic = [trained("muon", "geodesic", 3, lr=0.05, weight_decay=wd, aux_lr=0.02) for wd in (0.0, 2.0)]
+    geodesic = [trained("muon", "geodesic", 3, lr=0.05, weight_decay=wd, aux_lr=0.02, device=device) for wd in (0.0, 2.0)]
     for a, b in zip(*(m.parameters() for m in geodesic), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
@@ -365,10 +373,11 @@ def test_an_interrupted_run_goes_on_bit_for_bit_between_two_projections(workdir,
     assert parts["val_loss"] == whole["val_loss"] < 5.5
 
 
-def test_bf16_weights_give_logits_near_those_of_float32():
+def test_bf16_weights_give_logits_near_those_of_float32(device):
     model = NGPTConfig(layers=2, width=32, head_width=16, context=16).build(50)
     model.initialize(lambda name: torch.Generator().manual_seed(len(name)))
-    tokens = torch.arange(16)[None]
+    model.to(device)
+    tokens = torch.arange(16, device=device)[None]
     with torch.no_grad():
         exact = model(tokens)
         low = model.bfloat16()(tokens)

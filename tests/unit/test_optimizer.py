@@ -15,17 +15,17 @@ from muonlab.optim.variants import variant
 MUON = variant("muon").rule()
 
 
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+def draw(*shape, seed=0, device="cpu"):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
-def parameters(count=3, m=6, n=4):
-    return [nn.Parameter(draw(m, n, seed=i)) for i in range(count)]
+def parameters(count=3, m=6, n=4, device="cpu"):
+    return [nn.Parameter(draw(m, n, seed=i, device=device)) for i in range(count)]
 
 
 def give_gradients(params, seed=100):
     for i, p in enumerate(params):
-        p.grad = draw(*p.shape, seed=seed + i)
+        p.grad = draw(*p.shape, seed=seed + i, device=p.device)
 
 
 def stepped(params, optimizer, steps=3):
@@ -35,8 +35,8 @@ def stepped(params, optimizer, steps=3):
     return [p.detach().clone() for p in params]
 
 
-def test_multipliers_equal_groups_of_their_own():
-    a, b = parameters(), parameters()
+def test_multipliers_equal_groups_of_their_own(device):
+    a, b = parameters(device=device), parameters(device=device)
     together = Optimizer([{"params": a, "lr_mul": [1.0, 2.0, 0.5], "wd_mul": [1.0, 0.0, 3.0]}], MUON, lr=0.1, weight_decay=0.2)
     apart = Optimizer(
         [
@@ -52,8 +52,8 @@ def test_multipliers_equal_groups_of_their_own():
         torch.testing.assert_close(p, q, rtol=0, atol=2e-3)
 
 
-def test_state_holds_views_named_as_torch_names_them():
-    params = parameters()
+def test_state_holds_views_named_as_torch_names_them(device):
+    params = parameters(device=device)
     optimizer = Optimizer(params, MUON, lr=0.1)
     stepped(params, optimizer, 1)
     assert set(optimizer.state[params[1]]) == {"momentum_buffer"}
@@ -63,10 +63,10 @@ def test_state_holds_views_named_as_torch_names_them():
     assert not torch.equal(optimizer.state[params[1]]["momentum_buffer"], before)
 
 
-def test_state_dict_does_not_depend_on_the_order_of_parameters():
+def test_state_dict_does_not_depend_on_the_order_of_parameters(device):
     """Saved from one order and grouping, loaded by name into another, it goes on with equal weights."""
     names = ["a", "b", "c"]
-    one, two = parameters(), parameters()
+    one, two = parameters(device=device), parameters(device=device)
     first = Optimizer(list(zip(names, one, strict=True)), MUON, lr=0.1, weight_decay=0.1)
     stepped(one, first)
     for p, q in zip(one, two, strict=True):
@@ -110,14 +110,14 @@ def test_a_state_dict_that_does_not_fit_changes_nothing():
     assert all(torch.equal(after["state"][i]["momentum_buffer"], before["state"][i]["momentum_buffer"]) for i in (0, 1))
 
 
-def test_parameters_without_a_gradient_are_left_alone_in_that_step():
-    some, alone = parameters(3), parameters(3)
+def test_parameters_without_a_gradient_are_left_alone_in_that_step(device):
+    some, alone = parameters(3, device=device), parameters(3, device=device)
     optimizer = Optimizer(some, MUON, lr=0.1, weight_decay=0.5)
     reference = [Optimizer([p], MUON, lr=0.1, weight_decay=0.5) for p in alone]
     for t, present in enumerate([(0, 1, 2), (0, 2), (1,), (), (0, 1, 2)]):
         for i in range(3):
-            some[i].grad = draw(6, 4, seed=10 * t + i) if i in present else None
-            alone[i].grad = draw(6, 4, seed=10 * t + i) if i in present else None
+            some[i].grad = draw(6, 4, seed=10 * t + i, device=device) if i in present else None
+            alone[i].grad = draw(6, 4, seed=10 * t + i, device=device) if i in present else None
         optimizer.step()
         for i in present:
             reference[i].step()
@@ -125,8 +125,8 @@ def test_parameters_without_a_gradient_are_left_alone_in_that_step():
         torch.testing.assert_close(p, q, rtol=0, atol=5e-3)
 
 
-def test_frozen_parameters_get_no_state():
-    params = parameters(2)
+def test_frozen_parameters_get_no_state(device):
+    params = parameters(2, device=device)
     params[1].requires_grad_(False)
     before = params[1].detach().clone()
     optimizer = Optimizer(params, MUON, lr=0.1, weight_decay=0.5)
@@ -136,22 +136,22 @@ def test_frozen_parameters_get_no_state():
     assert set(optimizer.state) == {params[0]}
 
 
-def test_a_parameter_may_be_thawed_later():
-    params = parameters(2)
+def test_a_parameter_may_be_thawed_later(device):
+    params = parameters(2, device=device)
     params[1].requires_grad_(False)
     optimizer = Optimizer(params, MUON, lr=0.1)
-    params[0].grad = draw(6, 4)
+    params[0].grad = draw(6, 4, device=device)
     optimizer.step()
     first = optimizer.state[params[0]]["momentum_buffer"].clone()
     params[1].requires_grad_(True)
-    params[0].grad, params[1].grad = None, draw(6, 4, seed=1)
+    params[0].grad, params[1].grad = None, draw(6, 4, seed=1, device=device)
     optimizer.step()
     assert set(optimizer.state) == set(params)
     assert torch.equal(optimizer.state[params[0]]["momentum_buffer"], first)
 
 
-def test_add_param_group_after_steps():
-    params, late = parameters(2), parameters(1)
+def test_add_param_group_after_steps(device):
+    params, late = parameters(2, device=device), parameters(1, device=device)
     optimizer = Optimizer(params, MUON, lr=0.1)
     stepped(params, optimizer, 2)
     kept = optimizer.state[params[0]]["momentum_buffer"].clone()
@@ -180,8 +180,8 @@ def test_a_refused_group_leaves_no_trace():
     assert len(optimizer.param_groups) == 1
 
 
-def test_closure_value_is_returned_and_gradients_are_on():
-    p = parameters(1)[0]
+def test_closure_value_is_returned_and_gradients_are_on(device):
+    p = parameters(1, device=device)[0]
     optimizer = Optimizer([p], MUON, lr=0.1)
 
     def closure():
@@ -208,9 +208,9 @@ def test_closure_value_is_returned_and_gradients_are_on():
         ),
     ],
 )
-def test_torch_schedulers_drive_every_group(build):
+def test_torch_schedulers_drive_every_group(build, device):
     """Under one gradient again and again, each step is as long as the scheduled rate says."""
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4), nn.LayerNorm(4))
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4), nn.LayerNorm(4)).to(device)
     optimizer = muonlab.optimizer(model, "muon", orthogonalizer="exact")
     scheduler = build(optimizer)
     rates, lengths = [], []
@@ -226,20 +226,20 @@ def test_torch_schedulers_drive_every_group(build):
         assert length / rate == pytest.approx(lengths[0] / rates[0], rel=0.03)
 
 
-def test_scheduled_momentum_is_read_live():
-    p = parameters(1)[0]
+def test_scheduled_momentum_is_read_live(device):
+    p = parameters(1, device=device)[0]
     optimizer = Optimizer([p], MUON, lr=0.1)
     optimizer.param_groups[0]["momentum"] = 0.0
-    p.grad = draw(6, 4)
+    p.grad = draw(6, 4, device=device)
     optimizer.step()
     assert torch.equal(optimizer.state[p]["momentum_buffer"], p.grad)
 
 
-def test_training_a_compiled_model():
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+def test_training_a_compiled_model(device):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)).to(device)
     compiled = torch.compile(model, backend="aot_eager")
     optimizer = muonlab.optimizer(compiled, "muon", lr=0.05)
-    x = draw(16, 4)
+    x = draw(16, 4, device=device)
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
@@ -250,22 +250,22 @@ def test_training_a_compiled_model():
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_transposed_storage_gives_the_transposed_update():
+def test_transposed_storage_gives_the_transposed_update(device):
     """Hugging Face's Conv1D stores (in, out): shape rule and variance axis must follow the meaning, not the storage."""
-    plain, stored = nn.Parameter(draw(8, 3)), nn.Parameter(draw(8, 3).T.contiguous())
+    plain, stored = nn.Parameter(draw(8, 3, device=device)), nn.Parameter(draw(8, 3, device=device).T.contiguous())
     rule = variant("normuon").rule(axis="output")
     a = Optimizer([plain], rule, lr=0.1, weight_decay=0.1)
     b = Optimizer([{"params": [stored], "spec": MatrixSpec(transposed=True)}], rule, lr=0.1, weight_decay=0.1)
     for t in range(3):
-        plain.grad = draw(8, 3, seed=t)
+        plain.grad = draw(8, 3, seed=t, device=device)
         stored.grad = plain.grad.T.contiguous()
         a.step()
         b.step()
     torch.testing.assert_close(stored.T, plain, rtol=0, atol=1e-6)
 
 
-def test_a_deep_copy_goes_on_alike():
-    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4))
+def test_a_deep_copy_goes_on_alike(device):
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4)).to(device)
     optimizer = muonlab.optimizer(model, "normuon", lr=0.1)
     stepped(list(model.parameters()), optimizer)
     other_model, other = copy.deepcopy((model, optimizer))
@@ -275,9 +275,9 @@ def test_a_deep_copy_goes_on_alike():
         assert torch.equal(p, q)
 
 
-def test_replaced_state_is_taken_over():
+def test_replaced_state_is_taken_over(device):
     """Some trainers move optimizer state by hand, putting new tensors into optimizer.state."""
-    params = parameters(2)
+    params = parameters(2, device=device)
     optimizer = Optimizer(params, MUON, lr=0.1)
     stepped(params, optimizer, 1)
     for p in params:
@@ -298,14 +298,14 @@ def test_sparse_gradients_and_complex_parameters_are_refused():
         Optimizer([nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))], MUON, lr=0.1)
 
 
-def test_loading_neither_shares_nor_changes_what_is_loaded():
-    a, b = (Optimizer([("w", p)], MUON, lr=torch.tensor(0.1)) for p in parameters(2))
+def test_loading_neither_shares_nor_changes_what_is_loaded(device):
+    a, b = (Optimizer([("w", p)], MUON, lr=torch.tensor(0.1, device=device)) for p in parameters(2, device=device))
     state = a.state_dict()
     b.load_state_dict(state)
     b.param_groups[0]["lr"].fill_(0.5)
-    assert a.param_groups[0]["lr"] == torch.tensor(0.1)
-    theirs = torch.optim.Muon(parameters(1))
-    ours = muonlab.Muon([{"params": parameters(1), "lr_mul": 3.0}])
+    assert a.param_groups[0]["lr"] == torch.tensor(0.1, device=device)
+    theirs = torch.optim.Muon(parameters(1, device=device))
+    ours = muonlab.Muon([{"params": parameters(1, device=device), "lr_mul": 3.0}])
     ours.load_state_dict(theirs.state_dict())
     assert ours.param_groups[0]["lr_mul"] == 3.0
     bad = copy.deepcopy(state)
@@ -323,11 +323,11 @@ def test_scalars_out_of_range_are_refused(group):
         Optimizer([{"params": parameters(2), **group}], MUON, lr=0.1)
 
 
-def test_half_precision_weights_are_rounded_once_a_step():
-    start = draw(6, 4).bfloat16()
+def test_half_precision_weights_are_rounded_once_a_step(device):
+    start = draw(6, 4, device=device).bfloat16()
     p = nn.Parameter(start.clone())
     optimizer = Optimizer([p], variant("adamw").rule(), lr=0.01, weight_decay=0.5)
-    p.grad = draw(6, 4, seed=1).bfloat16()
+    p.grad = draw(6, 4, seed=1, device=device).bfloat16()
     optimizer.step()
     exact = start.double() * (1 - 0.01 * 0.5) - 0.01 * p.grad.double().sign()
     torch.testing.assert_close(p, exact.bfloat16(), rtol=0, atol=0)

@@ -14,8 +14,8 @@ from tests.reference import orthogonal as reference
 from tests.reference.orthogonal import POLAR_EXPRESS5 as POLAR_EXPRESS
 
 
-def gaussian(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+def gaussian(*shape, seed=0, dtype=torch.float32, device="cpu"):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device, dtype)
 
 
 def polar_factor(x):
@@ -39,15 +39,15 @@ LISTS = [name for name in orthogonalizers() if isinstance(orthogonalizer(name), 
 
 @pytest.mark.parametrize("shape", [(256, 1024), (1024, 256), (256, 256)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_polar_express_matches_svd_polar_factor(shape, dtype):
-    g = gaussian(*shape)
+def test_polar_express_matches_svd_polar_factor(shape, dtype, device):
+    g = gaussian(*shape, device=device)
     assert cosine(orthogonalize(g, "polar_express5", dtype=dtype), polar_factor(g)) >= 0.99
 
 
 @pytest.mark.parametrize("method", orthogonalizers())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_batch_equals_loop(method, dtype):
-    g = gaussian(2, 3, 24, 40)
+def test_batch_equals_loop(method, dtype, device):
+    g = gaussian(2, 3, 24, 40, device=device)
     whole = orthogonalize(g, method, dtype=dtype)
     one_by_one = torch.stack([torch.stack([orthogonalize(g[i, j], method, dtype=dtype) for j in range(3)]) for i in range(2)])
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
@@ -65,8 +65,8 @@ def test_singular_values_land_in_the_published_range(method, low, high):
     assert sigma.max().item() == pytest.approx(high, abs=5e-4)
 
 
-def test_cubic_needs_its_ten_steps():
-    g = gaussian(256, 512, dtype=torch.float64)
+def test_cubic_needs_its_ten_steps(device):
+    g = gaussian(256, 512, dtype=torch.float64, device=device)
     spread = {k: torch.linalg.svdvals(orthogonalize(g, "cubic", steps=k)) for k in (5, 10)}
     assert 0.10 < spread[5].min() < 0.2
     assert 0.6 < spread[5].max() < 0.75
@@ -75,10 +75,10 @@ def test_cubic_needs_its_ten_steps():
 
 
 @pytest.mark.parametrize("method", LISTS)
-def test_float64_composition_matches_the_singular_values(method):
+def test_float64_composition_matches_the_singular_values(method, device):
     """The iteration with matrix products equals the scalar polynomials on the singular values."""
     chosen = orthogonalizer(method)
-    g = gaussian(20, 31, dtype=torch.float64)
+    g = gaussian(20, 31, dtype=torch.float64, device=device)
     u, s, vt = torch.linalg.svd(g, full_matrices=False)
     norm = g.norm() if chosen.norm == "frobenius" else (s**4).sum() ** 0.25
     s = composed(chosen.polynomials, s / (norm * chosen.safety))
@@ -86,13 +86,13 @@ def test_float64_composition_matches_the_singular_values(method):
 
 
 @pytest.mark.parametrize("method", orthogonalizers())
-def test_transposed_input_gives_the_transposed_result(method):
-    g = gaussian(16, 40, dtype=torch.float64)
+def test_transposed_input_gives_the_transposed_result(method, device):
+    g = gaussian(16, 40, dtype=torch.float64, device=device)
     torch.testing.assert_close(orthogonalize(g.mT, method), orthogonalize(g, method).mT)
 
 
-def test_size_of_the_gradient_does_not_matter():
-    g = gaussian(16, 24)
+def test_size_of_the_gradient_does_not_matter(device):
+    g = gaussian(16, 24, device=device)
     for scale in (1e-5, 1e6):
         torch.testing.assert_close(
             orthogonalize(g * scale, dtype=torch.float32), orthogonalize(g, dtype=torch.float32), rtol=0, atol=1e-4
@@ -100,22 +100,22 @@ def test_size_of_the_gradient_does_not_matter():
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (1, 5), (5, 1), (1, 1), (0, 4), (3, 0), (0, 2, 2)])
-def test_zero_and_empty_matrices_stay_what_they_are(shape):
-    result = orthogonalize(torch.zeros(shape))
+def test_zero_and_empty_matrices_stay_what_they_are(shape, device):
+    result = orthogonalize(torch.zeros(shape, device=device))
     assert result.shape == shape
-    assert torch.equal(result, torch.zeros(shape))
+    assert torch.equal(result, torch.zeros(shape, device=device))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_dtype_is_kept_and_input_left_alone(dtype):
-    g = gaussian(8, 12, dtype=dtype)
+def test_dtype_is_kept_and_input_left_alone(dtype, device):
+    g = gaussian(8, 12, dtype=dtype, device=device)
     before = g.clone()
     assert orthogonalize(g).dtype == dtype
     assert torch.equal(g, before)
 
 
-def test_a_parameter_is_taken_as_it_is():
-    p = torch.nn.Parameter(gaussian(8, 12))
+def test_a_parameter_is_taken_as_it_is(device):
+    p = torch.nn.Parameter(gaussian(8, 12, device=device))
     assert torch.equal(orthogonalize(p), orthogonalize(p.detach()))
 
 
@@ -132,23 +132,23 @@ def test_bad_input_is_refused_in_words():
         orthogonalize(torch.ones(2, 2), "you5", steps=6)
 
 
-def test_large_and_tiny_norms_in_bfloat16_do_not_overflow():
-    g = gaussian(8, 8) * 1e18
+def test_large_and_tiny_norms_in_bfloat16_do_not_overflow(device):
+    g = gaussian(8, 8, device=device) * 1e18
     assert torch.isfinite(orthogonalize(g)).all()
     assert isinstance(orthogonalizer("keller5"), NewtonSchulz)
 
 
 @pytest.mark.parametrize("method", ["cayley", "svd", "exact"])
 @pytest.mark.parametrize("shape", [(12, 30), (30, 12), (16, 16), (1, 7), (7, 1)])
-def test_exact_methods_orthogonalize_any_shape(method, shape):
-    g = gaussian(*shape, dtype=torch.float64)
+def test_exact_methods_orthogonalize_any_shape(method, shape, device):
+    g = gaussian(*shape, dtype=torch.float64, device=device)
     torch.testing.assert_close(orthogonalize(g, method), polar_factor(g), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("method", ["cayley", "exact"])
-def test_exact_methods_stand_ill_conditioned_matrices(method):
-    u, _, vt = torch.linalg.svd(gaussian(20, 30, dtype=torch.float64), full_matrices=False)
-    g = u @ torch.diag(torch.logspace(0, -6, 20, dtype=torch.float64)) @ vt
+def test_exact_methods_stand_ill_conditioned_matrices(method, device):
+    u, _, vt = torch.linalg.svd(gaussian(20, 30, dtype=torch.float64, device=device), full_matrices=False)
+    g = u @ torch.diag(torch.logspace(0, -6, 20, dtype=torch.float64, device=device)) @ vt
     torch.testing.assert_close(orthogonalize(g, method), u @ vt, rtol=0, atol=1e-6)
 
 
@@ -168,49 +168,49 @@ def test_the_generator_matches_an_independent_one(l, steps, safety, cushion):  #
         assert made == pytest.approx(other, rel=1e-7, abs=1e-7)
 
 
-def low_rank(kind, rank, m, n):
+def low_rank(kind, rank, m, n, device="cpu"):
     """Matrices of few directions, or of one that dominates: where rounding has nothing to average over."""
-    u, v = (torch.linalg.qr(gaussian(8, size, rank, seed=seed)).Q for seed, size in ((1, m), (2, n)))
+    u, v = (torch.linalg.qr(gaussian(8, size, rank, seed=seed, device=device)).Q for seed, size in ((1, m), (2, n)))
     s = {
-        "equal": torch.ones(8, 1, rank),
-        "uneven": 0.2 + torch.rand(8, 1, rank, generator=torch.Generator().manual_seed(3)),
-        "one": torch.tensor([1.0] + [0.05] * (rank - 1)),
+        "equal": torch.ones(8, 1, rank, device=device),
+        "uneven": 0.2 + torch.rand(8, 1, rank, generator=torch.Generator().manual_seed(3)).to(device),
+        "one": torch.tensor([1.0] + [0.05] * (rank - 1), device=device),
     }[kind]
     return (u * s) @ v.mT
 
 
 @pytest.mark.parametrize("method", [name for name in LISTS if name != "polar_express"])
 @pytest.mark.parametrize("kind", ["equal", "uneven", "one"])
-def test_bfloat16_does_not_blow_up_where_few_directions_dominate(method, kind):
+def test_bfloat16_does_not_blow_up_where_few_directions_dominate(method, kind, device):
     """A Gram iteration without restarts does, by many orders of magnitude."""
     for rank, m, n in [(1, 2, 30), (2, 2, 30), (2, 4, 32), (8, 8, 32), (16, 16, 64), (2, 64, 128), (4, 256, 1024), (2, 64, 64)]:
-        result = orthogonalize(low_rank(kind, rank, m, n), method, dtype=torch.bfloat16)
+        result = orthogonalize(low_rank(kind, rank, m, n, device=device), method, dtype=torch.bfloat16)
         assert torch.linalg.matrix_norm(result.double(), 2).max() < 1.4
 
 
-def spectrum(name, m=192, n=768):
+def spectrum(name, m=192, n=768, device="cpu"):
     """The spectra by which "fast" was chosen, at a size that a test can afford."""
     if name == "gaussian":
-        return gaussian(m, n)
-    k = torch.arange(1, m + 1, dtype=torch.float64)
+        return gaussian(m, n, device=device)
+    k = torch.arange(1, m + 1, dtype=torch.float64, device=device)
     values = {"power law": 1 / k, "log-uniform 1e-2": 10 ** (-2 * k / m), "log-uniform 1e-3": 10 ** (-3 * k / m)}
     values["log-uniform 1e-6"] = 10 ** (-6 * k / m)
-    u, v = (torch.linalg.qr(gaussian(size, m, seed=size, dtype=torch.float64)).Q for size in (m, n))
+    u, v = (torch.linalg.qr(gaussian(size, m, seed=size, dtype=torch.float64, device=device)).Q for size in (m, n))
     return ((u * values[name]) @ v.mT).float()
 
 
 @pytest.mark.parametrize("name", ["gaussian", "power law", "log-uniform 1e-2", "log-uniform 1e-3", "log-uniform 1e-6"])
 @pytest.mark.parametrize("n", [192, 768])
-def test_fast_is_nowhere_less_accurate_than_keller5_in_bfloat16(name, n):
-    g = spectrum(name, n=n)
+def test_fast_is_nowhere_less_accurate_than_keller5_in_bfloat16(name, n, device):
+    g = spectrum(name, n=n, device=device)
     exact = polar_factor(g)
     fast, keller = ((orthogonalize(g, method, dtype=torch.bfloat16) - exact).norm() for method in ("fast", "keller5"))
     assert fast <= keller
 
 
 @pytest.mark.parametrize("m", [768, 800, 1000])
-def test_products_by_blocks_equal_whole_ones(m):
-    a = gaussian(2, m, 40, dtype=torch.float64)
+def test_products_by_blocks_equal_whole_ones(m, device):
+    a = gaussian(2, m, 40, dtype=torch.float64, device=device)
     r = a @ a.mT / m
     torch.testing.assert_close(symmetric_product(a, a.mT), a @ a.mT)
     torch.testing.assert_close(symmetric_product(r, r, add=r, beta=-2.0, alpha=0.5), 0.5 * r @ r - 2 * r)
@@ -236,8 +236,10 @@ def test_a_call_in_words_says_everything():
             orthogonalizer(wrong)
 
 
-def test_a_zero_matrix_stays_zero_in_float16_products():
-    assert torch.equal(orthogonalize(torch.zeros(4, 6), "keller5", dtype=torch.float16), torch.zeros(4, 6))
+def test_a_zero_matrix_stays_zero_in_float16_products(device):
+    assert torch.equal(
+        orthogonalize(torch.zeros(4, 6, device=device), "keller5", dtype=torch.float16), torch.zeros(4, 6, device=device)
+    )
 
 
 @pytest.mark.parametrize(

@@ -51,23 +51,23 @@ def test_a_loader_repeats_no_window_within_an_epoch_and_resumes_anywhere(lengths
 
 @FEW
 @given(m=st.integers(1, 24), n=st.integers(1, 24), seed=st.integers(0, 1000), exponent=st.integers(-6, 6))
-def test_singular_values_of_a_polar_factor_stay_below_the_published_maximum(m, n, seed, exponent):
-    g = torch.randn(m, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 10.0**exponent
+def test_singular_values_of_a_polar_factor_stay_below_the_published_maximum(m, n, seed, exponent, device):
+    g = torch.randn(m, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device) * 10.0**exponent
     assert torch.linalg.svdvals(orthogonalize(g)).max() < 1.2
 
 
 @FEW
 @given(order=st.permutations(range(5)), cut=st.integers(0, 5), name=st.sampled_from(["muon", "normuon", "adamw"]))
-def test_order_and_grouping_of_parameters_change_nothing(order, cut, name):
+def test_order_and_grouping_of_parameters_change_nothing(order, cut, name, device):
     shapes = [(4, 6), (6, 4), (4, 6), (5, 5), (4, 6)]
 
     def stepped(groups):
-        params = [nn.Parameter(torch.full(s, 0.5, dtype=torch.float64)) for s in shapes]
+        params = [nn.Parameter(torch.full(s, 0.5, dtype=torch.float64, device=device)) for s in shapes]
         chosen = [{"params": [params[i] for i in group]} for group in groups if group]
         optimizer = Optimizer(chosen, variant(name).rule(), lr=0.1, weight_decay=0.1)
         for t in range(2):
             for i, p in enumerate(params):
-                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * t + i), dtype=torch.float64)
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * t + i), dtype=torch.float64).to(device)
             optimizer.step()
         return params
 

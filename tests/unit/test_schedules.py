@@ -14,20 +14,20 @@ from muonlab.train.recipe import load_recipe
 from muonlab.train.trainer import Trainer, choose_machine
 
 
-def parameters(seed=0):
+def parameters(seed=0, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in [(64, 96), (64, 96), (8, 5)]]
+    return [nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in [(64, 96), (64, 96), (8, 5)]]
 
 
 def give_gradients(params, seed):
     generator = torch.Generator().manual_seed(seed)
     for p in params:
-        p.grad = torch.randn(p.shape, generator=generator)
+        p.grad = torch.randn(p.shape, generator=generator).to(p.device)
 
 
-def test_smoothing_runs_as_the_record_ran_it():
+def test_smoothing_runs_as_the_record_ran_it(device):
     """β from 0.5 to 0.2 over 3000 steps, then constant."""
-    optimizer = Optimizer(parameters(), variant("smoothed_muon").rule(), lr=0.03)
+    optimizer = Optimizer(parameters(device=device), variant("smoothed_muon").rule(), lr=0.03)
     schedule = ScalarSchedule(optimizer, "smoothing", [(0, 0.5), (3000, 0.2)])
     seen = []
     for _ in range(4000):
@@ -38,11 +38,11 @@ def test_smoothing_runs_as_the_record_ran_it():
     assert seen[3000] == seen[3999] == pytest.approx(0.2)
 
 
-def test_a_schedule_reaches_the_step_and_resumes():
+def test_a_schedule_reaches_the_step_and_resumes(device):
     """Against the same scalar set by hand, and through a state dict in the middle."""
     points = [(0, 0.85), (2, 0.95), (3, 0.85)]
     by_hand = [0.85, 0.9, 0.95, 0.85, 0.85]
-    ours, theirs = parameters(), parameters()
+    ours, theirs = parameters(device=device), parameters(device=device)
     a, b = (Optimizer(params, variant("muon").rule(), lr=0.1) for params in (ours, theirs))
     schedule = ScalarSchedule(a, "momentum", points)
     for i, value in enumerate(by_hand):
@@ -91,9 +91,9 @@ def test_a_recipe_schedules_scalars_by_fractions_of_the_run():
         load_recipe("recipes/quickstart.toml", [*overrides[:-1], "schedule.scalars={smoothing=[[0, 1.5]]}"])
 
 
-def test_a_compiled_step_equals_the_plain_one_and_a_new_rate_compiles_nothing():
-    ours, theirs = parameters(), parameters()
-    rate = [torch.tensor(0.1), torch.tensor(0.1)]
+def test_a_compiled_step_equals_the_plain_one_and_a_new_rate_compiles_nothing(device):
+    ours, theirs = parameters(device=device), parameters(device=device)
+    rate = [torch.tensor(0.1, device=device), torch.tensor(0.1, device=device)]
     a, b = (
         Optimizer(params, variant("normuon").rule(orthogonalizer="keller5(dtype='float32')"), lr=lr, nonfinite="ignore")
         for params, lr in zip((ours, theirs), rate, strict=True)
@@ -113,8 +113,8 @@ def test_a_compiled_step_equals_the_plain_one_and_a_new_rate_compiles_nothing():
         torch.testing.assert_close(p, q)
 
 
-def test_a_matrix_that_begins_at_zero_is_free_on_the_sphere_and_keeps_moving():
-    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 8, bias=False))
+def test_a_matrix_that_begins_at_zero_is_free_on_the_sphere_and_keeps_moving(device):
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 8, bias=False)).to(device)
     with torch.no_grad():
         model[2].weight.zero_()
     optimizer = muonlab.optimizer(model, "muonh", lr=0.05)

@@ -16,38 +16,38 @@ from tests.unit.test_matrices import RULES, draw, parameters, step
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1), (0, 4), (4, 0), (0, 0), (3, 0, 2, 2)])
-def test_degenerate_matrices_take_finite_steps(rule, shape):
-    p = parameters([shape])[0]
+def test_degenerate_matrices_take_finite_steps(rule, shape, device):
+    p = parameters([shape], device=device)[0]
     optimizer = Optimizer([p], RULES[rule], lr=0.1, weight_decay=0.1)
     for t in range(5):
         before = p.detach().clone()
-        step(optimizer, [p], draw([shape], t))
+        step(optimizer, [p], draw([shape], t, device=device))
         assert torch.isfinite(p).all()
         # one number on the hyperball has nowhere to go
         assert p.numel() == 0 or (rule, shape) == ("muonh", (1, 1)) or not torch.equal(p, before)
 
 
-def test_a_bank_without_a_matrix_is_no_obstacle():
-    empty, full = parameters([(0, 4, 3), (2, 4, 3)])
+def test_a_bank_without_a_matrix_is_no_obstacle(device):
+    empty, full = parameters([(0, 4, 3), (2, 4, 3)], device=device)
     optimizer = Optimizer([{"params": [empty, full], "spec": MatrixSpec(batch_dims=1)}], RULES["muon"], lr=0.1)
     for t in range(2):
-        step(optimizer, [empty, full], draw([(0, 4, 3), (2, 4, 3)], t))
+        step(optimizer, [empty, full], draw([(0, 4, 3), (2, 4, 3)], t, device=device))
     Optimizer([{"params": [empty, full], "spec": MatrixSpec(batch_dims=1)}], RULES["muon"], lr=1.0).load_state_dict(
         optimizer.state_dict()
     )
-    assert not torch.equal(full, parameters([(0, 4, 3), (2, 4, 3)])[1])
+    assert not torch.equal(full, parameters([(0, 4, 3), (2, 4, 3)], device=device)[1])
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (0,), (2, 3, 4)])
-def test_elementwise_rules_take_any_shape_as_torch_does(shape):
+def test_elementwise_rules_take_any_shape_as_torch_does(shape, device):
     for ours, theirs in (
         (variant("adamw").rule(), lambda p: torch.optim.AdamW([p], lr=0.1, betas=(0.9, 0.95), weight_decay=0.2)),
         (variant("sgd").rule(momentum=0.9), lambda p: torch.optim.SGD([p], lr=0.1, momentum=0.9, weight_decay=0.2)),
     ):
-        params, qs = parameters([shape] * 2), parameters([shape] * 2)
+        params, qs = parameters([shape] * 2, device=device), parameters([shape] * 2, device=device)
         one, each = Optimizer(params, ours, lr=0.1, weight_decay=0.2), [theirs(q) for q in qs]
         for t in range(5):
-            grads = draw([shape] * 2, t)
+            grads = draw([shape] * 2, t, device=device)
             step(one, params, grads)
             for optimizer, q, g in zip(each, qs, grads, strict=True):
                 step(optimizer, [q], [g])

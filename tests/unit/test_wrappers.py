@@ -15,11 +15,11 @@ TARGET = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
 
 
 def gradient(w):  # of a quadratic whose curvature differs from entry to entry
-    return (w - TARGET) * torch.linspace(0.5, 2.0, 12, dtype=torch.float64).reshape(4, 3)
+    return (w - TARGET.to(w.device)) * torch.linspace(0.5, 2.0, 12, dtype=torch.float64, device=w.device).reshape(4, 3)
 
 
-def parameter(seed=0):
-    return nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+def parameter(seed=0, device="cpu"):
+    return nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device))
 
 
 def saved(*objects):
@@ -39,12 +39,12 @@ def walk(wrapper, p, steps, scheduler=None):
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, None), (3, 9), (20, None)])
-def test_ema_nesterov_is_its_formula(start, stop):
-    p = parameter()
+def test_ema_nesterov_is_its_formula(start, stop, device):
+    p = parameter(device=device)
     inner = torch.optim.SGD([p], lr=0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(inner, lambda t: 1 / (1 + 0.3 * t))
     walk(EMANesterov(inner, lookahead=0.7, decay=0.8, start=start, stop=stop), p, 15, scheduler)
-    x, m = parameter().detach(), torch.zeros_like(TARGET)
+    x, m = parameter(device=device).detach(), torch.zeros_like(TARGET)
     for t in range(15):
         rate = 1 / (1 + 0.3 * t)
         b = 0.7 * rate if start <= t < (15 if stop is None else stop) else 0.0
@@ -54,8 +54,8 @@ def test_ema_nesterov_is_its_formula(start, stop):
     torch.testing.assert_close(p.detach(), x, rtol=0, atol=1e-12)
 
 
-def test_without_lookahead_the_inner_optimizer_is_untouched():
-    p, q = parameter(), parameter()
+def test_without_lookahead_the_inner_optimizer_is_untouched(device):
+    p, q = parameter(device=device), parameter(device=device)
     rule = variant("normuon").rule()
     walk(EMANesterov(Optimizer([p], rule, lr=0.02), lookahead=0.0), p, 10)
     plain = Optimizer([q], rule, lr=0.02)
@@ -66,9 +66,9 @@ def test_without_lookahead_the_inner_optimizer_is_untouched():
 
 
 @pytest.mark.parametrize("scheduler_first", [True, False])
-def test_a_warm_up_does_not_change_what_full_lookahead_means(scheduler_first):
+def test_a_warm_up_does_not_change_what_full_lookahead_means(scheduler_first, device):
     """The lookahead goes with the rate over its base, not over what a warm-up from (nearly) zero begins with."""
-    p = parameter()
+    p = parameter(device=device)
     inner = torch.optim.SGD([p], lr=0.1)
 
     def warm():
@@ -77,7 +77,7 @@ def test_a_warm_up_does_not_change_what_full_lookahead_means(scheduler_first):
     scheduler = warm() if scheduler_first else None
     wrapper = EMANesterov(inner, lookahead=0.5, decay=0.8)
     walk(wrapper, p, 6, scheduler or warm())
-    x, m = parameter().detach(), torch.zeros_like(TARGET)
+    x, m = parameter(device=device).detach(), torch.zeros_like(TARGET)
     for t in range(6):
         rate = min(1.0, t / 4)
         y = x + 0.5 * rate * m
@@ -86,11 +86,11 @@ def test_a_warm_up_does_not_change_what_full_lookahead_means(scheduler_first):
     torch.testing.assert_close(p.detach(), x, rtol=0, atol=1e-12)
 
 
-def test_ema_nesterov_resumes_exactly():
+def test_ema_nesterov_resumes_exactly(device):
     def build(p):
         return EMANesterov(Optimizer([("w", p)], variant("muon").rule(), lr=0.02), lookahead=0.6, decay=0.9, start=2)
 
-    p = parameter()
+    p = parameter(device=device)
     one = build(p)
     walk(one, p, 5)
     weights, state = saved(p.detach(), one.state_dict())
@@ -104,8 +104,8 @@ def test_ema_nesterov_resumes_exactly():
     assert torch.equal(p, q)
 
 
-def test_ema_nesterov_says_what_it_is_used_for_wrongly():
-    p = parameter()
+def test_ema_nesterov_says_what_it_is_used_for_wrongly(device):
+    p = parameter(device=device)
     wrapper = EMANesterov(torch.optim.SGD([p], lr=0.1))
     with pytest.raises(RuntimeError, match="call look_ahead"):
         wrapper.step()
@@ -116,7 +116,7 @@ def test_ema_nesterov_says_what_it_is_used_for_wrongly():
         wrapper.state_dict()
     p.grad = gradient(p.detach())
     wrapper.step()
-    other = EMANesterov(torch.optim.SGD([nn.Parameter(torch.ones(5))], lr=0.1))
+    other = EMANesterov(torch.optim.SGD([nn.Parameter(torch.ones(5, device=device))], lr=0.1))
     with pytest.raises(ValueError, match="mean"):
         other.load_state_dict(wrapper.state_dict())
     for bad in ({"lookahead": -1.0}, {"lookahead": float("nan")}, {"decay": 1.5}):
@@ -124,8 +124,8 @@ def test_ema_nesterov_says_what_it_is_used_for_wrongly():
             EMANesterov(torch.optim.SGD([p], lr=0.1), **bad)
 
 
-def test_ema_nesterov_returns_the_closures_value_at_the_point_ahead():
-    p = parameter()
+def test_ema_nesterov_returns_the_closures_value_at_the_point_ahead(device):
+    p = parameter(device=device)
     wrapper = EMANesterov(torch.optim.SGD([p], lr=0.1), lookahead=1.0)
     walk(wrapper, p, 3)
     wrapper.look_ahead()
@@ -140,8 +140,8 @@ def test_ema_nesterov_returns_the_closures_value_at_the_point_ahead():
     assert wrapper.step(closure) == ahead
 
 
-def test_tail_ema_is_its_formula_and_gives_the_weights_back():
-    p = parameter()
+def test_tail_ema_is_its_formula_and_gives_the_weights_back(device):
+    p = parameter(device=device)
     tail = TailEMA([p], start=3, tau=4.0, weight=0.6)
     e = None
     for t in range(10):
@@ -155,8 +155,8 @@ def test_tail_ema_is_its_formula_and_gives_the_weights_back():
         assert torch.equal(p, kept)
 
 
-def test_the_weights_come_back_when_an_evaluation_fails():
-    p = parameter()
+def test_the_weights_come_back_when_an_evaluation_fails(device):
+    p = parameter(device=device)
     tail = TailEMA([p], start=0)
     tail.update()
     p.data.add_(1.0)
@@ -173,8 +173,8 @@ def test_the_weights_come_back_when_an_evaluation_fails():
 
 
 @pytest.mark.parametrize("at", [1, 5])
-def test_tail_ema_resumes_exactly(at):
-    p = parameter()
+def test_tail_ema_resumes_exactly(at, device):
+    p = parameter(device=device)
     one = TailEMA([p], start=3, tau=5.0)
     for t in range(9):
         if t == at:
@@ -189,12 +189,12 @@ def test_tail_ema_resumes_exactly(at):
         assert torch.equal(p, q)
 
 
-def test_tail_ema_refuses_what_means_nothing():
-    p = parameter()
+def test_tail_ema_refuses_what_means_nothing(device):
+    p = parameter(device=device)
     for bad in ({"tau": 0.5}, {"weight": 1.5}, {"weight": float("nan")}, {"start": -1}, {"start": 2.5}):
         with pytest.raises(ValueError, match="expected"):
             TailEMA([p], **{"start": 0, **bad})
-    one, other = TailEMA([p], start=0), TailEMA([nn.Parameter(torch.ones(2))], start=0)
+    one, other = TailEMA([p], start=0), TailEMA([nn.Parameter(torch.ones(2, device=device))], start=0)
     one.update()
     with pytest.raises(ValueError, match="mean"):
         other.load_state_dict(one.state_dict())
