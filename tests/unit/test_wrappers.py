@@ -44,7 +44,7 @@ def test_ema_nesterov_is_its_formula(start, stop, device):
     inner = torch.optim.SGD([p], lr=0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(inner, lambda t: 1 / (1 + 0.3 * t))
     walk(EMANesterov(inner, lookahead=0.7, decay=0.8, start=start, stop=stop), p, 15, scheduler)
-    x, m = parameter(device=device).detach(), torch.zeros_like(TARGET)
+    x, m = parameter(device=device).detach(), torch.zeros_like(TARGET, device=device)
     for t in range(15):
         rate = 1 / (1 + 0.3 * t)
         b = 0.7 * rate if start <= t < (15 if stop is None else stop) else 0.0
@@ -77,7 +77,7 @@ def test_a_warm_up_does_not_change_what_full_lookahead_means(scheduler_first, de
     scheduler = warm() if scheduler_first else None
     wrapper = EMANesterov(inner, lookahead=0.5, decay=0.8)
     walk(wrapper, p, 6, scheduler or warm())
-    x, m = parameter(device=device).detach(), torch.zeros_like(TARGET)
+    x, m = parameter(device=device).detach(), torch.zeros_like(TARGET, device=device)
     for t in range(6):
         rate = min(1.0, t / 4)
         y = x + 0.5 * rate * m
@@ -129,11 +129,11 @@ def test_ema_nesterov_returns_the_closures_value_at_the_point_ahead(device):
     wrapper = EMANesterov(torch.optim.SGD([p], lr=0.1), lookahead=1.0)
     walk(wrapper, p, 3)
     wrapper.look_ahead()
-    ahead = (p.detach() - TARGET).square().sum()
+    ahead = (p.detach() - TARGET.to(device)).square().sum()
 
     def closure():
         wrapper.zero_grad()
-        loss = (p - TARGET).square().sum()
+        loss = (p - TARGET.to(device)).square().sum()
         loss.backward()
         return loss
 
