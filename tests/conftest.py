@@ -38,12 +38,16 @@ checkpoint_every = 3
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="where the tests marked cuda run: a torch device, such as cuda or cuda:1")
+    parser.addoption(
+        "--device", default="cpu", help="where the tests marked cuda run: cpu or cuda (which GPU: CUDA_VISIBLE_DEVICES)"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     name = config.getoption("--device")
     try:
+        if torch.device(name).index is not None:
+            raise RuntimeError("a kind of device without a number; CUDA_VISIBLE_DEVICES picks one")
         torch.ones(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # a torch without CUDA raises AssertionError
         why = str(error).partition("\n")[0]
@@ -60,7 +64,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
     """Where models, weights and gradients live; references stay on the CPU. Random numbers are drawn on the CPU and moved, so
-    that they are the same everywhere."""
+    that they are the same everywhere.
+
+    Tolerances that a GPU needs looser say so in the test. In products it differs by the order of its sums, and by the shape:
+    cuBLAS takes another kernel for a stack than for one matrix. TF32 is no part of that: torch leaves it off for products.
+    """
     return request.config.getoption("--device")
 
 

@@ -107,3 +107,25 @@ def test_a_scaled_step_is_the_plain_step_and_infinite_gradients_are_no_step(name
     train(plain, first, batches(3, device=device)[2:])
     scaled_step(scaler, scaled, second, batches(3, device=device)[2])
     assert_same_weights(scaled, plain)
+
+
+@pytest.mark.parametrize("name", muonlab.optimizers())
+def test_float16_trains_with_a_scaler_that_finds_its_scale(name, device):
+    """From a scale at which the first gradients overflow: those steps are left out, the scale is halved, and then it trains."""
+    model = Tiny().to(device)
+    optimizer = muonlab.optimizer(model, name, lr={"lion": 0.003, "sgd": 0.3}.get(name, 0.02))
+    scaler, tokens = torch.amp.GradScaler(device, init_scale=2.0**24), batches(1, device=device)[0]
+    start, losses = copy.deepcopy(model), []
+    for _ in range(40):
+        optimizer.zero_grad()
+        with torch.autocast(device, torch.float16):
+            loss = loss_of(model, tokens)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        if not losses:
+            assert_same_weights(model, start)
+        scaler.update()
+        losses.append(loss.item())
+    assert 1 <= scaler.get_scale() < 2.0**24
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(p.isfinite().all() for p in model.parameters())

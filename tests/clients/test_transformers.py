@@ -32,7 +32,7 @@ def examples(count=10):
     return [{"input_ids": row, "labels": row} for row in tokens]
 
 
-def trainer(model, folder, **how):
+def trainer(model, folder, device="cpu", **how):
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         max_steps=STEPS,
@@ -43,7 +43,7 @@ def trainer(model, folder, **how):
         learning_rate=0.01,
         weight_decay=0.1,
         lr_scheduler_type="cosine",
-        use_cpu=True,
+        use_cpu=device == "cpu",
         dataloader_pin_memory=False,
         report_to=[],
         disable_tqdm=True,
@@ -79,33 +79,35 @@ def class_on_given_parameters(model):
 @pytest.mark.parametrize(
     "way", [optimizer_and_scheduler, optimizer_alone, factory, class_on_trainers_groups, class_on_given_parameters]
 )
-def test_a_resumed_training_ends_with_the_weights_of_one_that_was_never_interrupted(way, tmp_path):
-    whole, resumed = gpt2(), gpt2(seed=5)
+def test_a_resumed_training_ends_with_the_weights_of_one_that_was_never_interrupted(way, tmp_path, device):
+    whole, resumed = gpt2().to(device), gpt2(seed=5).to(device)
     start = copy.deepcopy(whole)
-    trainer(whole, tmp_path, **way(whole)).train()
-    trainer(resumed, tmp_path / "other", **way(resumed)).train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{STEPS // 2}"))
+    trainer(whole, tmp_path, device, **way(whole)).train()
+    trainer(resumed, tmp_path / "other", device, **way(resumed)).train(
+        resume_from_checkpoint=str(tmp_path / f"checkpoint-{STEPS // 2}")
+    )
     assert_same_weights(resumed, whole)
     with pytest.raises(AssertionError):
         assert_same_weights(start, whole)
 
 
-def test_trainers_groups_bring_their_decay_as_to_torchs_adamw(tmp_path):
+def test_trainers_groups_bring_their_decay_as_to_torchs_adamw(tmp_path, device):
     weights = []
     for cls, options in (
         (Optimizer, {"rules": variant("adamw").rule(betas=(0.9, 0.95))}),
         (torch.optim.AdamW, {"betas": (0.9, 0.95)}),
     ):
-        run = trainer(gpt2().double(), tmp_path, optimizer_cls_and_kwargs=(cls, {"lr": 0.01, **options}))
+        run = trainer(gpt2().double().to(device), tmp_path, device, optimizer_cls_and_kwargs=(cls, {"lr": 0.01, **options}))
         run.train()
         assert [group["weight_decay"] for group in run.optimizer.param_groups] == [0.1, 0.0]
         weights.append(run.model.state_dict())
     torch.testing.assert_close(*weights)
 
 
-def test_trainer_trains_as_a_loop_by_hand(tmp_path):
+def test_trainer_trains_as_a_loop_by_hand(tmp_path, device):
     """Order of batches, clipping and schedule are Trainer's; the same ones around torch's own loop give the same weights."""
-    model, by_hand = gpt2(dropout=0.0).double(), gpt2(dropout=0.0).double()
-    run = trainer(model, tmp_path, **factory(model))
+    model, by_hand = (gpt2(dropout=0.0).double().to(device) for _ in range(2))
+    run = trainer(model, tmp_path, device, **factory(model))
     seen, collate = [], run.data_collator
     run.data_collator = lambda rows: seen.append(collate(rows)) or seen[-1]
     run.train()
@@ -113,6 +115,7 @@ def test_trainer_trains_as_a_loop_by_hand(tmp_path):
     scheduler = transformers.get_cosine_schedule_with_warmup(optimizer, 0, STEPS)
     for batch in seen[:STEPS]:
         optimizer.zero_grad()
+        batch = {key: value.to(device) for key, value in batch.items()}
         by_hand(**batch, num_items_in_batch=batch["labels"].numel()).loss.backward()  # Trainer divides by all tokens
         nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
         optimizer.step()
@@ -137,8 +140,8 @@ def test_the_plan_of_gpt2_knows_that_its_weights_are_stored_transposed():
 
 
 @pytest.mark.parametrize("axis", ["long", "output", "input"])
-def test_gpt2_trains_as_the_same_model_with_plain_linear_layers(axis):
-    stored = gpt2(dropout=0.0).double()
+def test_gpt2_trains_as_the_same_model_with_plain_linear_layers(axis, device):
+    stored = gpt2(dropout=0.0).double().to(device)
     plain = copy.deepcopy(stored)
     for path, module in list(plain.named_modules()):
         if type(module).__name__ == "Conv1D":
@@ -146,7 +149,7 @@ def test_gpt2_trains_as_the_same_model_with_plain_linear_layers(axis):
             linear.weight = nn.Parameter(module.weight.detach().T.contiguous())
             linear.bias = module.bias
             plain.set_submodule(path, linear)
-    batch = torch.stack([example["input_ids"] for example in examples(4)])
+    batch = torch.stack([example["input_ids"] for example in examples(4)]).to(device)
     fused = {"*.c_attn.weight": {"split": 3}}  # recognized in Conv1D; of a plain layer it has to be said
     for model, specs in ((stored, {}), (plain, fused)):
         optimizer = muonlab.optimizer(model, "normuon", lr=0.02, weight_decay=0.5, axis=axis, specs=specs)

@@ -69,6 +69,7 @@ def test_is_deterministic(name, device):
 @pytest.mark.parametrize("name", NAMES)
 def test_stack_equals_loop(name, device):
     """Four equal shapes in one stack, or each with an optimizer of its own."""
+    tolerance = 1e-12 if device == "cpu" else 1e-10  # a GPU takes another kernel for a stack than for one matrix
     generator = torch.Generator().manual_seed(2)
     start = [torch.randn(5, 8, generator=generator, dtype=torch.float64).to(device) for _ in range(4)]
     together, apart = ([nn.Parameter(w.clone()) for w in start] for _ in range(2))
@@ -84,7 +85,7 @@ def test_stack_equals_loop(name, device):
         for optimizer in optimizers:
             optimizer.step()
     for p, q in zip(together, apart, strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", NAMES)

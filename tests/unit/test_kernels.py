@@ -1,4 +1,4 @@
-"""The Triton kernels: the switch here, what they compute in Triton's interpreter, and that they compile for a GPU."""
+"""The Triton kernels: the switch here, what they compute on a GPU or in Triton's interpreter, and that they compile for a GPU."""
 
 from __future__ import annotations
 
@@ -65,9 +65,10 @@ def test_a_tensor_that_no_kernel_can_take_is_refused(monkeypatch):
 
 
 @needs_triton
-def test_results_in_the_interpreter():
+def test_results_on_a_gpu_or_in_the_interpreter(device):
     tests = Path(__file__).with_name("interpreted_kernels.py")
-    in_child("-m", "pytest", "-p", "no:cacheprovider", str(tests), TRITON_INTERPRET="1")
+    interpret = {"TRITON_INTERPRET": "1"} if device == "cpu" else {}
+    in_child("-m", "pytest", "-p", "no:cacheprovider", "--device", device, str(tests), **interpret)
 
 
 # What the interpreter takes and the compiler refuses. Ampere and Hopper; no GPU is needed to compile.

@@ -181,12 +181,12 @@ def test_shapes_that_do_not_fit_are_refused():
         MambaConfig(width=32, ssm_head_width=16, ssm_groups=3)
 
 
-def test_the_kernels_of_mamba_ssm_agree():
-    if not (scans.KERNELS and torch.cuda.is_available()):
+def test_the_kernels_of_mamba_ssm_agree(device):
+    if not (scans.KERNELS and torch.device(device).type == "cuda"):
         pytest.skip("mamba-ssm (pip install 'muonlab[mamba]') or a CUDA device is not here: only the plain scan is tested")
     gradients = []
     for scan in (kernel_scan, chunked_scan):
-        inputs = [u.float().cuda().requires_grad_() for u in scan_inputs(200, heads=4, groups=2, p=64, n=64)]
+        inputs = [u.float().to(device).requires_grad_() for u in scan_inputs(200, heads=4, groups=2, p=64, n=64)]
         y, last = scan(*inputs, chunk=64)
         (y.square().mean() + last.square().mean()).backward()
         gradients.append([y, last, *(u.grad for u in inputs)])
@@ -230,12 +230,12 @@ def test_the_convolution_of_a_document_takes_in_no_other(device):
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
 
 
-def test_the_kernel_of_causal_conv1d_agrees():
-    if not (CONV_KERNELS and torch.cuda.is_available()):
+def test_the_kernel_of_causal_conv1d_agrees(device):
+    if not (CONV_KERNELS and torch.device(device).type == "cuda"):
         pytest.skip("causal-conv1d (pip install 'muonlab[mamba]') or a CUDA device is not here: only the plain form is tested")
     gradients = []
-    for conv in (kernel_conv, lambda *inputs: causal_conv(*(u.cpu() for u in inputs)).cuda()):
-        inputs = [normal(*s, seed=i).float().cuda().requires_grad_() for i, s in enumerate([(2, 103, 64), (64, 4), (64,)])]
+    for conv in (kernel_conv, lambda *inputs: causal_conv(*(u.cpu() for u in inputs)).to(device)):
+        inputs = [normal(*s, seed=i).float().to(device).requires_grad_() for i, s in enumerate([(2, 103, 64), (64, 4), (64,)])]
         y = conv(*inputs)
         y.square().mean().backward()
         gradients.append([y, *(u.grad for u in inputs)])

@@ -219,13 +219,13 @@ def test_a_gap_in_a_stack_of_split_parameters_is_left_alone(rule, device):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("size", [1, 50, 130])
-def test_a_stack_may_be_stepped_in_runs(rule, size, monkeypatch, device):
+def test_a_stack_may_be_stepped_in_runs(rule, size, monkeypatch):
     shapes, store, spec = LAYOUTS["grouped queries"]
-    a, b = ([nn.Parameter(store(draw(shapes, seed, device=device))) for seed in range(5)] for _ in range(2))
+    a, b = ([nn.Parameter(store(draw(shapes, seed))) for seed in range(5)] for _ in range(2))
     group = {"spec": spec, "lr_mul": [1.0, 2.0, 1.0, 0.5, 1.0]}
     one, two = (Optimizer([{"params": ps, **group}], RULES[rule], lr=0.05, weight_decay=0.1) for ps in (a, b))
     for t in range(4):
-        grads = [store(draw(shapes, 10 * t + i, device=device)) for i in range(5)]
+        grads = [store(draw(shapes, 10 * t + i)) for i in range(5)]
         step(one, a, grads)
         with monkeypatch.context() as patch:
             patch.setattr(stacks, "_RUN_ON_CPU", size)

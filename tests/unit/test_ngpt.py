@@ -289,15 +289,17 @@ def test_the_first_order_of_a_geodesic_step_is_the_slope_of_the_loss(device):
 
 def test_weight_decay_is_no_decay_on_a_sphere(device):
     """norm((1 − ηd)w − ηu) is a step at the rate η / (1 − ηd); along a geodesic it is nothing at all."""
+    # weights that differ in the last place may round to two neighbours in bfloat16, in which a GPU makes the products
+    atol = 1e-4 if device == "cpu" else 2e-3
     decayed = trained("muon", "unit_norm", 3, lr=0.05, weight_decay=2.0, aux_lr=0.02, device=device)
     faster = trained("muon", "unit_norm", 3, lr=0.05 / 0.9, aux_lr=0.02, device=device)
     plain = trained("muon", "unit_norm", 3, lr=0.05, aux_lr=0.02, device=device)
     for (name, a), b, c in zip(decayed.named_parameters(), faster.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=atol)
         assert a.ndim == 1 or "embed" in name or "head" in name or not torch.allclose(a, c, rtol=1e-3, atol=1e-4)
     geodesic = [trained("muon", "geodesic", 3, lr=0.05, weight_decay=wd, aux_lr=0.02, device=device) for wd in (0.0, 2.0)]
     for a, b in zip(*(m.parameters() for m in geodesic), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=atol)
 
 
 # -- roles, sizes, starts ---------------------------------------------------------------------------------------

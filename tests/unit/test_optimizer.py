@@ -15,6 +15,11 @@ from muonlab.optim.variants import variant
 MUON = variant("muon").rule()
 
 
+def tolerance(device, cpu):
+    """A GPU makes the products in bfloat16, by another kernel for a stack than for one matrix: a few roundings of 2^-8."""
+    return cpu if device == "cpu" else 2e-2
+
+
 def draw(*shape, seed=0, device="cpu"):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
@@ -49,7 +54,7 @@ def test_multipliers_equal_groups_of_their_own(device):
         weight_decay=0.2,
     )
     for p, q in zip(stepped(a, together), stepped(b, apart), strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=2e-3)
+        torch.testing.assert_close(p, q, rtol=0, atol=tolerance(device, 2e-3))
 
 
 def test_state_holds_views_named_as_torch_names_them(device):
@@ -76,7 +81,7 @@ def test_state_dict_does_not_depend_on_the_order_of_parameters(device):
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert [group["lr"] for group in second.param_groups] == [0.1, 0.1]
     for p, q in zip(stepped(one, first), stepped(two, second), strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=2e-3)
+        torch.testing.assert_close(p, q, rtol=0, atol=tolerance(device, 2e-3))
 
 
 def test_per_group_learning_rates_survive_a_round_trip():
@@ -122,7 +127,7 @@ def test_parameters_without_a_gradient_are_left_alone_in_that_step(device):
         for i in present:
             reference[i].step()
     for p, q in zip(some, alone, strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=5e-3)
+        torch.testing.assert_close(p, q, rtol=0, atol=tolerance(device, 5e-3))
 
 
 def test_frozen_parameters_get_no_state(device):
@@ -261,7 +266,7 @@ def test_transposed_storage_gives_the_transposed_update(device):
         stored.grad = plain.grad.T.contiguous()
         a.step()
         b.step()
-    torch.testing.assert_close(stored.T, plain, rtol=0, atol=1e-6)
+    torch.testing.assert_close(stored.T, plain, rtol=0, atol=tolerance(device, 1e-6))
 
 
 def test_a_deep_copy_goes_on_alike(device):

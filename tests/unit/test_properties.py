@@ -60,6 +60,7 @@ def test_singular_values_of_a_polar_factor_stay_below_the_published_maximum(m, n
 @given(order=st.permutations(range(5)), cut=st.integers(0, 5), name=st.sampled_from(["muon", "normuon", "adamw"]))
 def test_order_and_grouping_of_parameters_change_nothing(order, cut, name, device):
     shapes = [(4, 6), (6, 4), (4, 6), (5, 5), (4, 6)]
+    tolerance = 1e-12 if device == "cpu" else 1e-10  # a GPU takes another kernel for a stack than for one matrix
 
     def stepped(groups):
         params = [nn.Parameter(torch.full(s, 0.5, dtype=torch.float64, device=device)) for s in shapes]
@@ -72,7 +73,7 @@ def test_order_and_grouping_of_parameters_change_nothing(order, cut, name, devic
         return params
 
     for p, q in zip(stepped([range(5)]), stepped([order[:cut], order[cut:]]), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
 
 
 @FEW
