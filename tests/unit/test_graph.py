@@ -48,6 +48,8 @@ def give_gradients(model, seed):
 def twins(name, device, **options):
     """Two equal models, each with an optimizer of its own."""
     models = [Weights(device) for _ in range(2)]
+    if name == "sgd":  # which has no state without, and a graph makes none later
+        options["momentum"] = 0.9
     return models, [muonlab.optimizer(model, name, lr=0.02, weight_decay=0.1, **options) for model in models]
 
 
