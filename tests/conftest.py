@@ -54,6 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--device: expected a device that torch can use here, got {name!r}: {why}") from None
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever takes the fixture `device` can run on a GPU, and carries the marker that picks it."""
     for item in items:

@@ -227,9 +227,9 @@ def test_every_parameter_gets_a_gradient_and_a_role(keys, device):
 
 
 @pytest.mark.parametrize("pattern", ["M", "*", "-", "R", "*-"])
-def test_patterns_of_any_letters_train_with_muon(pattern):
-    model = build(changed(pattern=pattern, layers=2), fresh=True).float()
-    optimizer, tokens, losses = ml.optimizer(model, "muon", lr=0.02, aux_lr=0.01), some_tokens(4, 25), []
+def test_patterns_of_any_letters_train_with_muon(pattern, device):
+    model = build(changed(pattern=pattern, layers=2), fresh=True, device=device).float()
+    optimizer, tokens, losses = ml.optimizer(model, "muon", lr=0.02, aux_lr=0.01), some_tokens(4, 25, device=device), []
     for _ in range(15):
         loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
         loss.backward()
@@ -309,15 +309,15 @@ def test_presets_have_the_parameters_that_they_are_said_to_have(path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_no_preset_shows_a_position_its_future(path):
+def test_no_preset_shows_a_position_its_future(path, device):
     """Every layer of the preset, but narrow. Each token is the last one in turn: all that follow are others."""
-    model = build(preset(path).model_copy(update={"vocab_size": 50, "width": 128, "context": 9, "chunk": 4}))
-    tokens = some_tokens(1, 9)
+    model = build(preset(path).model_copy(update={"vocab_size": 50, "width": 128, "context": 9, "chunk": 4}), device=device)
+    tokens = some_tokens(1, 9, device=device)
     before = model(tokens)
     assert before.isfinite().all()
     for t in range(8):
         others = tokens.clone()
-        others[:, t + 1 :] = (others[:, t + 1 :] + 1 + some_tokens(1, 8 - t, seed=t) % 49) % 50
+        others[:, t + 1 :] = (others[:, t + 1 :] + 1 + some_tokens(1, 8 - t, seed=t, device=device) % 49) % 50
         after = model(others)
         assert torch.equal(after[:, : t + 1], before[:, : t + 1])
         assert not torch.allclose(after[:, t + 1], before[:, t + 1])
