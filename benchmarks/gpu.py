@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 PARTS = Path(__file__).parent / "gpu_parts"
-SHARES = {"correct": 26, "step": 18, "train": 24, "run": 15, "sweep": 11, "decode": 6}  # of the time, in order of worth
+SHARES = {"correct": 22, "step": 17, "train": 24, "run": 21, "sweep": 11, "decode": 5}  # of the time, in order of worth
 SHOWS = {
     "correct": "tests with the marker cuda",
     "step": "an optimizer step against torch.optim.Muon and others",

@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 _PATHS = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 sys.path[1:1] = [path for path in _PATHS if path not in sys.path]
-os.environ["PYTHONPATH"] = os.pathsep.join([*_PATHS, *filter(None, [os.environ.get("PYTHONPATH")])])
+os.environ["PYTHONPATH"] = os.pathsep.join([_PATHS[0], *filter(None, [os.environ.get("PYTHONPATH")]), _PATHS[1]])
 
 OK, FAILED, NOT_RUN = 0, 1, 3  # exit codes of a part
 DATASHEET = {"H100": 989e12, "H200": 989e12}  # dense bf16 FLOP/s of the SXM boards, NVIDIA's data sheets
