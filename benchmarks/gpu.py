@@ -11,6 +11,7 @@ input, 130 or 143 where a signal ended it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -53,9 +54,9 @@ def main() -> int:
     code = 0
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    ends = time.monotonic() + total
     try:
         why = _cannot(arguments.device)
+        ends = time.monotonic() + total
         for i, name in enumerate(todo):
             shares = [SHARES[later] for later in todo[i:]]
             limit = max(0.0, ends - time.monotonic()) * shares[0] / sum(shares)
@@ -144,10 +145,8 @@ def _finish(file: Path, name: str, more: dict[str, Any], start: float) -> dict[s
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
     """The child, if it still is, and all that it has started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):  # nobody is left
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:  # nobody is left
-        pass
     child.wait()
 
 

@@ -2,8 +2,8 @@
 
 python benchmarks/gpu_parts/decode.py --out FILE [--tiny] [--seconds N]
 
-Random weights, random prompts, the likeliest token each time, under bf16 autocast as `muonlab generate` computes. `extend` alone: the
-model and an argmax, nothing copied to the host. `generator`: what a user gets, sampling and end-of-text bookkeeping included.
+Random weights, random prompts, the likeliest token each time, under bf16 autocast as `muonlab generate` computes. `extend` alone:
+the model and an argmax, nothing copied to the host. `generator`: what a user gets, sampling and end-of-text bookkeeping included.
 Agreement: the text so far in one forward pass, against the logits that came one token at a time, in float32 and in bf16.
 """
 
@@ -28,23 +28,19 @@ AGREE = 1e-2  # the largest difference of two float32 logits that counts as roun
 def decode(part: Part) -> None:
     words = []
     for name, (whole, tiny) in MODELS.items():
-        model = None
-        try:
-            model = built(tiny if part.tiny else whole, part.device)
-        except Exception as error:  # said by the cases below
-            problem = error
-        for batch in TINY_BATCHES if part.tiny else BATCHES:
+        models: list[Any] = []
 
-            def speed(model: Any = model, batch: int = batch) -> dict[str, Any]:
-                if model is None:
-                    raise problem
-                return measured(model, batch, part)
+        def build(table: dict[str, Any] = tiny if part.tiny else whole, models: list[Any] = models) -> dict[str, Any]:
+            models.append(built(table, part.device))
+            return {"parameters": sum(p.numel() for p in models[0].parameters())}
 
-            if row := part.case(f"{name}, batch {batch}", speed):
-                words.append(f"{name} x {batch}: {row['tokens_per_second']:,.0f} tokens/s")
-            part.say(", ".join(words))
-        if model is None:
+        if part.case(name, build) is None:
             continue
+        model = models.pop()
+        for batch in TINY_BATCHES if part.tiny else BATCHES:
+            row = part.case(f"{name}, batch {batch}", lambda model=model, batch=batch: measured(model, batch, part))
+            words += [f"{name} x {batch}: {row['tokens_per_second']:,.0f} tokens/s"] if row else []
+            part.say(", ".join(words))
         row = part.case(f"{name}, agreement", lambda model=model: agreement(model, part))
         words += [f"off by {row['bf16']:.1g} in bf16, {row['float32']:.1g} in float32"] if row else []
         part.say(", ".join(words))
@@ -105,7 +101,7 @@ def generator(model: Any, prompts: list[list[int]], new: int, part: Part) -> flo
 
 
 def agreement(model: Any, part: Part) -> dict[str, Any]:
-    """The largest difference of two logits, and the largest logit. Raises RuntimeError where float32 is off by more than rounding."""
+    """The largest difference of two logits, and the largest logit. Raises RuntimeError where float32 is off by more."""
     import torch
 
     length = 12 if part.tiny else 192

@@ -3,15 +3,13 @@
 python benchmarks/gpu_parts/sweep.py --out FILE [--tiny] [--seconds N]
 
 Each number of workers gets three runs a worker (three arms, as many seeds as workers), so that all workers have work to the end.
-Timed is from the first run's first step to the last run's result: starting the workers is paid once a sweep and left out. Peak memory
-is what the whole device has taken beyond what was taken before, looked at every 0.1 s.
+Timed is from the first run's first step to the last run's result: starting the workers is paid once a sweep and left out. Peak
+memory is what the whole device has taken beyond what was taken before, looked at every 0.1 s.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,7 +22,8 @@ WORKERS, TINY_WORKERS = (1, 4, 8), (1, 2)
 FIRST_SEED = 1000  # seeds that no experiment has used for tuning
 STEPS = 150
 SETTINGS = {"train.eval_every": 50, "train.checkpoint_every": 75}
-TINY = {"train.steps": 4, "train.eval_every": 2, "train.eval_tokens": 512, "model.layers": 1, "model.width": 32, "train.batch": 2}
+TINY = {"train.steps": 4, "train.eval_every": 2, "train.eval_tokens": 512, "model.layers": 1, "model.width": 32, "train.batch": 2,
+        "data.source": "text"}  # fmt: skip
 
 
 def sweep(part: Part) -> None:
@@ -40,6 +39,9 @@ def sweep(part: Part) -> None:
 
 
 def measured(part: Part, workers: int) -> dict[str, Any]:
+    from muonlab.lab.experiment import load_experiment
+    from muonlab.lab.runner import sweep as run_sweep
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         text = (ROOT / "experiments/quickstart.toml").read_text()
@@ -49,18 +51,12 @@ def measured(part: Part, workers: int) -> dict[str, Any]:
         (folder / "recipes").mkdir()
         (folder / "experiments/quickstart.toml").write_text(text)
         (folder / "recipes/quickstart.toml").write_text((ROOT / "recipes/quickstart.toml").read_text())
-        settings = TINY if part.tiny else {"train.steps": STEPS, **SETTINGS}
-        command = [sys.executable, "-m", "muonlab", "sweep", "experiments/quickstart.toml", "--out", "out", "--device", part.device]
-        command += ["--workers", str(workers)]
-        for key, value in settings.items():
-            command += ["--set", f"{key}={value}"]
+        settings = TINY | {"data.files": f'["{_text(folder)}"]'} if part.tiny else {"train.steps": STEPS, **SETTINGS}
+        experiment = load_experiment(folder / "experiments/quickstart.toml", [f"{key}={value}" for key, value in settings.items()])
         start = time.perf_counter()
         with Memory(part.device) as memory:
-            done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            run_sweep(experiment, folder / "out", workers=workers, device=part.device)
         wall = time.perf_counter() - start
-        print(done.stdout, flush=True)
-        if done.returncode:
-            raise RuntimeError(f"muonlab sweep ended with exit code {done.returncode}: {done.stdout.strip().splitlines()[-1:]}")
         began = [path.stat().st_mtime for path in folder.glob("out/runs/*/run.json")]
         ended = [path.stat().st_mtime for path in folder.glob("out/runs/*/result.json")]
     if len(ended) != 3 * workers:
@@ -68,6 +64,12 @@ def measured(part: Part, workers: int) -> dict[str, Any]:
     seconds = max(ended) - min(began)
     return {"workers": workers, "runs": len(ended), "run_seconds": seconds, "wall_seconds": wall,
             "runs_per_hour": 3600 * len(ended) / seconds, "peak_memory_gib": memory.peak}  # fmt: skip
+
+
+def _text(folder: Path) -> Path:
+    """A short text: reading the standard library takes longer than the tiny runs."""
+    (folder / "text.txt").write_text("a small text for small models\n" * 1000)
+    return folder / "text.txt"
 
 
 class Memory:
@@ -99,4 +101,4 @@ class Memory:
 
 
 if __name__ == "__main__":
-    main("sweep", sweep, needs=("numpy", "pydantic", "safetensors", "tomli_w", "cyclopts", "rich"))
+    main("sweep", sweep, needs=("numpy", "pydantic", "safetensors", "tomli_w", "scipy", "statsmodels"))
