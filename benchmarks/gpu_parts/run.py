@@ -70,6 +70,12 @@ class Runs:
 
         return RunFolder(self.folder / out).rows()
 
+    def step(self, out: str) -> int:
+        """The last one that was logged."""
+        from muonlab.train.run_folder import RunFolder
+
+        return max((row["step"] for row in RunFolder(self.folder / out).recent_rows()), default=0)
+
 
 def _end(process: subprocess.Popen[str], name: str, start: float) -> tuple[float, str]:
     said, _ = process.communicate()
@@ -113,7 +119,7 @@ def run(part: Part) -> None:
 
 
 def _pace(runs: Runs) -> dict[str, Any]:
-    """How many steps fill the time: both runs train as long, and start three times with what is left."""
+    """How many steps fill the time: two runs and a bit have to fit, and eight starts: three of them, five of the search."""
     if runs.part.tiny:
         return {"steps": TINY_STEPS}
     wall, _ = runs.done("pace", {**_length(PACE_STEPS), "train.checkpoint_every": PACE_STEPS})
@@ -121,7 +127,7 @@ def _pace(runs: Runs) -> dict[str, Any]:
     first, last = next(row for row in rows if row["step"] >= PACE_STEPS // 3), rows[-1]
     step = (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
     start_up = max(1.0, wall - last["seconds"])
-    seconds = min(LONGEST, max(4.0, (0.8 * runs.part.left() - 5 * start_up) / 2.3))
+    seconds = min(LONGEST, max(4.0, (runs.part.left() - 8 * start_up) / 2.3))
     return {"steps": max(50, int(seconds / step)), "step_seconds": step, "start_up_seconds": start_up}
 
 
@@ -139,12 +145,12 @@ def _killed_and_resumed(runs: Runs, settings: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     process = runs.start("killed", settings)
     try:
-        while process.poll() is None and not any(row["step"] >= steps // 2 for row in runs.rows("killed")):
+        while process.poll() is None and runs.step("killed") < steps // 2:
             time.sleep(0.005)
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    killed_wall, at = time.perf_counter() - start, (runs.rows("killed") or [{"step": 0}])[-1]["step"]
+    killed_wall, at = time.perf_counter() - start, runs.step("killed")
     if process.returncode == 0 or not at:
         raise NotRun(f"it ended by itself (exit code {process.returncode}) before it could be killed")
     if runs.part.tiny:
