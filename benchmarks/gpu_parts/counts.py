@@ -12,7 +12,11 @@ import pytest
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ or not (report.when == "call" or report.outcome != "passed"):
         return
-    why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext if report.failed else ""
-    last = (str(why).strip().splitlines() or [""])[-1][:300]
+    if isinstance(report.longrepr, tuple):  # skipped: file, line, reason
+        why = report.longrepr[2]
+    else:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        why = crash.message if crash is not None else report.longreprtext
+    first = (str(why).strip().splitlines() or [""])[0][:300]
     with open(os.environ["MUONLAB_GPU_COUNTS"], "a") as file:
-        file.write(json.dumps({"test": report.nodeid, "outcome": report.outcome, "why": last}) + "\n")
+        file.write(json.dumps({"test": report.nodeid, "outcome": report.outcome, "why": first}) + "\n")

@@ -250,16 +250,17 @@ def fitting(model: Any, optimizer: Any, batch: int, device: str) -> tuple[int, i
     from muonlab.train.footprint import footprints
 
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else None
-    while True:
+    at = {"vocab_size": VOCABULARY, "precision": "bf16"}
+    for place in dict.fromkeys((device, "cpu")):  # what cannot be followed on a GPU is about as large on a CPU
         try:
-            at = {"batch": batch, "vocab_size": VOCABULARY, "device": device, "precision": "bf16"}
-            estimate = footprints(model, {"": optimizer}, **at)[""].total
+            while True:
+                estimate = footprints(model, {"": optimizer}, batch=batch, device=place, **at)[""].total
+                if free is None or estimate <= MEMORY * free or batch == 1:
+                    return batch, estimate
+                batch //= 2
         except Exception as error:  # the estimate is a figure of its own: without it the speed is still worth measuring
-            print(f"no estimate of memory: {type(error).__name__}: {error}", flush=True)
-            return batch, None
-        if free is None or estimate <= MEMORY * free or batch == 1:
-            return batch, estimate
-        batch //= 2
+            print(f"no estimate of memory on {place}: {type(error).__name__}: {error}", flush=True)
+    return batch, None
 
 
 def _free(device: str) -> None:

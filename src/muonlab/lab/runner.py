@@ -146,20 +146,25 @@ def needed_memory(recipes: Iterable[Recipe], machine: Machine) -> int | None:
         if shape in known:
             continue
         known.add(shape)
-        batch = -(-recipe.train.batch // recipe.train.accumulate)
-        at = {
-            "batch": batch,
-            "vocab_size": corpus.vocab_size(recipe.data),
-            "device": machine.device,
-            "precision": machine.precision,
-        }
-        try:
-            largest = max(largest, footprints(recipe.model, {"": recipe.optimizer}, **at)[""].total)
-        except InputError:
-            raise
-        except Exception:  # an optimizer that looks at its values, a family that no fake tensor gets through: any type
+        needed = _followed(recipe, machine)
+        if needed is None:
             return None
+        largest = max(largest, needed)
     return largest + GPU_PROCESS
+
+
+def _followed(recipe: Recipe, machine: Machine) -> int | None:
+    """Bytes of a step's tensors. None: it cannot be followed, for whatever reason (an optimizer that looks at its values): what is
+    only a default may not fail where the runs would not."""
+    parts = recipe.train.accumulate
+    batch = -(-recipe.train.batch // (1 if parts == "auto" else parts))
+    at = {"batch": batch, "vocab_size": corpus.vocab_size(recipe.data), "precision": machine.precision}
+    for device in (machine.device, "cpu"):  # tensors without memory are least at home on a GPU; the sizes are nearly the same
+        try:
+            return footprints(recipe.model, {"": recipe.optimizer}, device=device, **at)[""].total
+        except Exception:
+            continue
+    return None
 
 
 def check_data(experiment: Experiment, known: Sweep | None) -> dict[DataConfig, int]:
