@@ -14,10 +14,12 @@ import argparse
 import contextlib
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ def main() -> int:
             shares = [SHARES[later] for later in todo[i:]]
             limit = max(0.0, ends - time.monotonic()) * shares[0] / sum(shares)
             if why is not None:
-                _write(arguments.out / f"{name}.json", {"part": name, "status": "not run", "why": why})
+                _write(arguments.out / f"{name}.json", _known(name) | {"status": "not run", "why": why})
                 rows.append((name, "not run", 0.0, why))
                 continue
             print(f"{name}: at most {limit:.0f} s, log in {arguments.out / f'{name}.log'}", flush=True)
@@ -137,8 +139,13 @@ def _run(program: Path, name: str, limit: float, arguments: argparse.Namespace) 
     return figures["status"], figures["seconds"], "; ".join(filter(None, shown))
 
 
+def _known(name: str) -> dict[str, Any]:
+    """What is known of a part that says nothing itself."""
+    return {"part": name, "date": datetime.now(UTC).isoformat(timespec="seconds"), "python": platform.python_version()}
+
+
 def _finish(file: Path, name: str, more: dict[str, Any], start: float) -> dict[str, Any]:
-    figures = {"part": name, **_read(file), **more, "seconds": round(time.monotonic() - start, 1)}
+    figures = {**_known(name), **_read(file), **more, "seconds": round(time.monotonic() - start, 1)}
     _write(file, figures)
     return figures
 

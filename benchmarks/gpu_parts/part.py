@@ -61,8 +61,6 @@ class Part:
                 row = {"status": "ok", **run()}
             except NotRun as why:
                 row = {"status": "not run", "why": str(why)}
-            except ModuleNotFoundError as error:
-                row = {"status": "not run", "why": f"needs {error.name}"}
             except Exception as error:  # whatever it is: it costs its case only
                 traceback.print_exc()
                 row = {"status": "failed", "why": f"{type(error).__name__}: {first_line(error)}"}
@@ -101,10 +99,14 @@ def main(name: str, run: Callable[[Part], None], needs: Iterable[str] = ()) -> N
         if arguments.device == "cuda" and not part.figures["cuda"]:
             raise NotRun("this torch sees no CUDA device")
         run(part)
-        statuses = {row["status"] for row in part.figures["cases"].values()}
+        cases = part.figures["cases"]
+        statuses = {row["status"] for row in cases.values()}
         part.figures["status"] = "failed" if "failed" in statuses else "ok"
+        for status in ("failed", "not run"):
+            if names := [name for name, row in cases.items() if row["status"] == status and len(cases) > 1]:
+                part.figures["why"] = "; ".join(filter(None, [part.figures.get("why"), f"{status}: {', '.join(names)}"]))
         if statuses == {"not run"}:
-            raise NotRun("; ".join(sorted({row["why"] for row in part.figures["cases"].values()})))
+            raise NotRun("; ".join(sorted({row["why"] for row in cases.values()})))
     except NotRun as why:
         part.figures |= {"status": "not run", "why": str(why)}
     except Exception as error:
@@ -203,7 +205,8 @@ def matmul_peak(device: str, size: int) -> float:
 
 
 def datasheet_peak(hardware: str) -> float | None:
-    return next((peak for name, peak in DATASHEET.items() if name in hardware), None)
+    slower = any(board in hardware for board in ("PCIe", "NVL"))
+    return None if slower else next((peak for name, peak in DATASHEET.items() if name in hardware), None)
 
 
 if __name__ == "__main__":  # what the pack asks before the first part
