@@ -1,15 +1,21 @@
 # make demo   three optimizers on real text, and which is better: a report in about three minutes after the install
 # make test   the tests, by two processes (JOBS=8: by eight)
 # make check  lint, format, types, import rules
+# make gpu    what has to be known on a GPU, in eight minutes: docs/gpu.md. It installs nothing: an installed torch is enough, no network.
+#             OUT=folder  MINUTES=8  PARTS="train step"  TINY=1 (does the pack run? on a CPU, tiny sizes)
 
 PYTHON ?= python3
 JOBS ?= 2
+OUT ?= gpu-results
+MINUTES ?= 8
+PARTS ?=
+TINY ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CLIENTS := $(VENV)/.clients
 
-.PHONY: demo test check clean
+.PHONY: demo test check gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/muonlab sweep experiments/quickstart.toml
@@ -22,6 +28,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+gpu:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --out $(OUT) --minutes $(MINUTES) \
+	  $(if $(PARTS),--only $(PARTS)) $(if $(TINY),--tiny)
 
 # The stamp is written last: an install that broke off is done again.
 $(INSTALLED): pyproject.toml constraints.txt

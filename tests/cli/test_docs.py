@@ -27,7 +27,7 @@ def test_programs_run_as_printed(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for program in blocks(page, "python"):
         exec(compile(program, str(page), "exec"), {"__name__": "__main__"})
-    assert blocks(page, "python") or page.name in ("lab.md", "studies.md")
+    assert blocks(page, "python") or page.name in ("lab.md", "studies.md", "gpu.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -38,7 +38,8 @@ def test_commands_run_as_printed(page, tmp_path, monkeypatch, muonlab):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
     commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("muonlab ")]
-    assert commands or page.name == "studies.md"  # its sweeps take minutes; tests/unit/test_studies.py looks at their reports
+    # The sweeps of studies.md take minutes: tests/unit/test_studies.py looks at their reports; gpu.md: tests/unit/test_gpu_pack.py.
+    assert commands or page.name in ("studies.md", "gpu.md")
     for command in commands:
         line = " ".join(command)
         own = ("model.",) * ("toy" in line) + ("train.eval_tokens",) * ("data." in line or "--dataset" in line)  # as printed

@@ -15,6 +15,8 @@ from muonlab.errors import InputError
 if TYPE_CHECKING:
     from muonlab.lab.probe import Estimate
 
+_WORKERS = "processes at once; default: one a core (CPU), or up to four where the GPU's memory allows (CUDA)"
+
 
 @app.command
 def sweep(
@@ -23,7 +25,7 @@ def sweep(
     set: Set = None,
     profile: Profile = None,
     out: Path | None = None,
-    workers: Annotated[int | None, Parameter(help="processes at once; default: one a core (CPU) or one (CUDA)")] = None,
+    workers: Annotated[int | None, Parameter(help=_WORKERS)] = None,
     device: Device = None,
     dry_run: Annotated[bool, Parameter(help="only say what would be run, and how long it would take", negative=())] = False,
     json: Json = False,
@@ -64,7 +66,7 @@ def race(
     set: Set = None,
     profile: Profile = None,
     out: Path | None = None,
-    workers: Annotated[int | None, Parameter(help="processes at once; default: one a core (CPU) or one (CUDA)")] = None,
+    workers: Annotated[int | None, Parameter(help=_WORKERS)] = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -118,7 +120,7 @@ def search(
     *,
     set: Set = None,
     out: Path | None = None,
-    workers: Annotated[int | None, Parameter(help="processes at once; default: one a core (CPU) or one (CUDA)")] = None,
+    workers: Annotated[int | None, Parameter(help=_WORKERS)] = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
