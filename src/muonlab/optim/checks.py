@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muonlab.optim.magnitude import all_finite
 from muonlab.optim.matrices import MatrixSpec
 from muonlab.optim.rules import UpdateRule
 
@@ -72,7 +73,7 @@ def check_gradients(groups: list[dict[str, Any]], nonfinite: str) -> bool:
     """True if the step can be taken: with `nonfinite` "skip", whether every gradient is finite.
 
     Raises FloatingPointError, with the parameter's name, where one is not and `nonfinite` is "raise", and RuntimeError for
-    sparse gradients. Nothing has changed then. A norm beyond float32's range counts as infinite.
+    sparse gradients. Nothing has changed then.
     """
     found = [(g, j, p.grad) for g, group in enumerate(groups) for j, p in enumerate(group["params"]) if p.grad is not None]
     for g, j, grad in found:
@@ -84,14 +85,10 @@ def check_gradients(groups: list[dict[str, Any]], nonfinite: str) -> bool:
     by_kind: dict[Any, list[Tensor]] = {}
     for _, _, grad in found:
         by_kind.setdefault((grad.device, grad.dtype), []).append(grad)
-    sums = []
-    for (_, dtype), grads in by_kind.items():
-        wide = torch.promote_types(dtype, torch.float32)  # float16 ends at 65504, which many a norm exceeds
-        sums.append(torch.stack(torch._foreach_norm(grads, dtype=wide)).sum())  # pyright: ignore[reportPrivateImportUsage]
-    if all(torch.isfinite(total) for total in sums):
+    if all([bool(all_finite(grads)) for grads in by_kind.values()]):
         return True
     if nonfinite == "raise":
-        names = [_name(groups[g], g, j) for g, j, grad in found if not torch.isfinite(torch.linalg.vector_norm(grad.float()))]
+        names = [_name(groups[g], g, j) for g, j, grad in found if not torch.isfinite(grad).all()]
         raise FloatingPointError(
             f"{len(names)} of {len(found)} gradients are not finite, first that of {(names or ['?'])[0]}: nothing was changed. "
             "Lower the learning rate or clip gradients; nonfinite='skip' leaves such steps out."

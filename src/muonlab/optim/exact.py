@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from muonlab.optim.magnitude import to_unit_range
+
 
 @dataclass(frozen=True)
 class SVD:
@@ -24,6 +26,7 @@ class SVD:
         if x.numel() == 0:
             return x.clone()
         wide = x.to(torch.promote_types(self.dtype or x.dtype, torch.float32))
+        wide = wide * to_unit_range(wide)
         u, s, vt = torch.linalg.svd(wide, full_matrices=False)
         tolerance = torch.finfo(wide.dtype).eps * max(x.shape[-2:])
         kept = (s > tolerance * s.amax(-1, keepdim=True)).to(wide.dtype)
@@ -55,6 +58,7 @@ class Cayley:
         if x.numel() == 0:
             return x.clone()
         y = x.to(torch.promote_types(self.dtype or torch.float64, torch.float32))
+        y = y * to_unit_range(y)
         if x.shape[-2] > x.shape[-1]:
             y = y.mT
         norm = torch.linalg.matrix_norm(y @ y.mT, keepdim=True).sqrt()  # ‖XXᵀ‖_F^(1/2) >= σ_max

@@ -19,6 +19,7 @@ from torch import Tensor
 from muonlab.names import choose
 from muonlab.optim import kernels, scratch
 from muonlab.optim.coefficients import Polynomial
+from muonlab.optim.magnitude import to_float16_range, to_unit_range
 from muonlab.optim.precision import fast_matmul_dtype
 
 # Below this size a product is all call overhead, and bfloat16 saves nothing.
@@ -36,18 +37,18 @@ class NewtonSchulz:
     """X (..., m, n) -> p_k(… p_1(X / ‖X‖)), which has X's singular vectors and singular values near 1.
 
     `norm` is what X is divided by: ‖X‖_F, or the nearer bound on σ_max ‖XXᵀ‖_F^(1/2) ("schatten4"). `safety` divides it once
-    more, so that rounding cannot push σ_max above 1. `eps` is the smallest norm that is divided by: a zero matrix stays zero.
+    more, so that rounding cannot push σ_max above 1. `eps` is the smallest norm that is divided by, as torch.optim.Muon has it;
+    with 0 the size of X is no matter (float32's range through), and a zero matrix stays zero.
     `longest` is the number of polynomials between two restarts at most; 1 is the standard form.
     `dtype` is what the products are computed in; None takes bfloat16 where this device multiplies it faster than float32 (and the
-    matrix has 64 rows and columns or more), and float32 elsewhere (float64 inputs stay float64). ‖X‖² must fit that dtype:
-    norms up to 1e19.
+    matrix has 64 rows and columns or more), and float32 elsewhere (float64 inputs stay float64).
     """
 
     name: str
     polynomials: tuple[Polynomial, ...]
     norm: str = "frobenius"
     safety: float = 1.0
-    eps: float = 1e-7
+    eps: float = 0.0
     longest: int = 2
     dtype: torch.dtype | None = field(default=None)
 
@@ -61,9 +62,8 @@ class NewtonSchulz:
             return x.clone()
         *batch, m, n = x.shape
         dtype = self.dtype or (fast_matmul_dtype(x) if min(m, n) >= _BF16_FROM else torch.promote_types(x.dtype, torch.float32))
-        stored = scratch.empty((x.numel() // (m * n), m, n), dtype, x.device)  # (B, m, n)
-        stored.copy_(x.reshape(stored.shape))
-        found = self._iterate(stored.mT if m > n else stored)
+        stored, scale = _scaled(x.reshape(-1, m, n), dtype)
+        found = self._iterate(stored.mT if m > n else stored, smallest=self.eps * scale.double() if self.eps else None)
         scratch.release(stored)
         result = found.mT if m > n else found
         if dtype == x.dtype:
@@ -73,12 +73,14 @@ class NewtonSchulz:
         scratch.release(found)
         return out
 
-    def _iterate(self, y: Tensor) -> Tensor:
-        """y (B, m, n), m <= n, in the dtype of the products -> the result, in other memory."""
+    def _iterate(self, y: Tensor, smallest: Tensor | None) -> Tensor:
+        """y (B, m, n), m <= n, in the dtype of the products -> the result, in other memory. `smallest` norm of y: (B, 1, 1)."""
         given = y
-        for i, polynomials in enumerate(segments(self.polynomials, *y.shape[-2:], longest=self.longest)):
+        # In half precision a few rows blow up in the Gram form now and then: nothing averages their rounding out (8×700: σ = 10).
+        longest = 1 if y.dtype in (torch.bfloat16, torch.float16) and y.shape[-2] < _BF16_FROM else self.longest
+        for i, polynomials in enumerate(segments(self.polynomials, *y.shape[-2:], longest=longest)):
             r = symmetric_product(y, y.mT)  # R = XXᵀ
-            scale = self._normalize(r) if i == 0 else None
+            scale = self._normalize(r, smallest) if i == 0 else None
             q = self._compose(polynomials, r)
             if scale is not None:
                 q.mul_(scale)
@@ -110,16 +112,16 @@ class NewtonSchulz:
         assert q is not None
         return q
 
-    def _normalize(self, r: Tensor) -> Tensor:
+    def _normalize(self, r: Tensor, smallest: Tensor | None) -> Tensor:
         """R = XXᵀ -> that of X / norm, in place. Returns 1 / norm (B, 1, 1): X itself is scaled later, through Q."""
-        # In float64, which squares of any float32 fit. (Apple's GPUs have none.)
+        # In float64, which the square of a scaled eps fits. (Apple's GPUs have none.)
         wide = torch.float32 if r.device.type == "mps" else torch.float64
         if self.norm == "schatten4":
             squared = torch.linalg.vector_norm(r, dim=(-2, -1), keepdim=True, dtype=wide)
         else:
             squared = r.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=wide)[:, None, None]  # ‖X‖_F²
-        smallest = max(self.eps**2, torch.finfo(r.dtype).tiny)  # whose inverse is finite in R's dtype
-        inverse = 1 / (squared * self.safety**2).clamp(min=smallest)
+        squared = (squared * self.safety**2).clamp(min=torch.finfo(r.dtype).tiny)  # whose inverse is finite in R's dtype
+        inverse = 1 / (squared if smallest is None else torch.maximum(squared, smallest.to(wide).square()))
         # In R's own dtype, since a product of two dtypes is slow: what rounding does to the scale, the next R undoes.
         r.mul_(inverse.to(r.dtype))
         return inverse.sqrt().to(r.dtype)
@@ -130,6 +132,15 @@ class NewtonSchulz:
 
     def __str__(self) -> str:
         return self.name
+
+
+def _scaled(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x (B, m, n) -> the same times a power of two in the dtype of the products, in memory of its own, and that power (B, 1, 1)."""
+    scale = to_float16_range(x) if dtype == torch.float16 else to_unit_range(x)
+    out = scratch.empty(x.shape, dtype, x.device)
+    if x.device.type == "cpu" and dtype in (torch.bfloat16, x.dtype):  # which has the range of x: cast first, it is much faster here
+        return out.copy_(x).mul_(scale.to(dtype)), scale
+    return torch.mul(x, scale, out=out), scale
 
 
 def _without_constant(higher: list[float], r: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from muonlab.optim.checks import check_range, check_whole
+from muonlab.optim.magnitude import bounded, to_unit_range
 from muonlab.optim.rules import Stateless
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Contra:
         if x.numel() == 0:
             return x.clone()
         o = self.orthogonalize(x)
+        x = (x * to_unit_range(x)).to(o.dtype)
         mixed = o - self.coefficient * x / self._largest_singular_value(x)
         return mixed * (_norm(o) / _norm(mixed).clamp(min=1e-10))
 
@@ -108,6 +110,7 @@ class SOAPBasis:
         state, beta = step.state, step.scalars["shampoo_beta"]
         count, v = state["soap_steps"], state["second_moment"]
         begun = (count > 0).reshape(-1, 1, 1)
+        x = bounded(x)  # the update is orthogonalized: its size is no matter
         left, right = state["left_basis"], state["right_basis"]
         z = left.mT @ x @ right
         v.copy_(torch.where(begun, v * beta + (1 - beta) * z.square(), v))
@@ -119,6 +122,7 @@ class SOAPBasis:
 
     def _learn(self, g: Tensor, state: dict[str, Tensor], beta: float) -> None:
         """The statistics, and the bases that are due."""
+        g = bounded(g)
         count, v = state["soap_steps"], state["second_moment"]
         for side, product in (("left", g @ g.mT), ("right", g.mT @ g)):
             state[side].lerp_(product, 1 - beta)
