@@ -73,12 +73,12 @@ class UnitNorm(Subtract):
         step.subtract(u, factor)
         if step.norm_dim is None:
             if self.every > 1:
-                step.state["applied"].add_(1)
+                step.count("applied")
             return
         w = step.matrices()
         projected = w / _norm(w, step.norm_dim)
         if self.every > 1:
-            due = step.state["applied"].add_(1) % self.every == 0
+            due = step.count("applied") % self.every == 0
             projected = torch.where(due.reshape(-1, *[1] * (w.ndim - 1)), projected, w)
         step.write(projected)
 
@@ -127,7 +127,7 @@ class Sphere(Subtract):
     def prepare(self, step: Step) -> None:
         held = step.state["radius"]
         norm = _frobenius(step.matrices()).flatten()
-        held.copy_(torch.where(held != 0, held, torch.where(norm > 0, norm, -1.0)))
+        step.keep("radius", torch.where(held != 0, held, torch.where(norm > 0, norm, -1.0)))
 
     def __call__(self, u: Tensor, step: Step, factor: Scalar) -> None:
         radius = step.state["radius"].reshape(-1, *[1] * (u.ndim - 1))

@@ -69,19 +69,25 @@ def check_parameter(name: str, p: Tensor, rule: UpdateRule, spec: MatrixSpec) ->
             raise ValueError(f"{name}: {error}") from None
 
 
+def check_dense(groups: list[dict[str, Any]]) -> None:
+    """Raises RuntimeError, with the parameter's name, for a sparse gradient."""
+    for g, group in enumerate(groups):
+        for j, p in enumerate(group["params"]):
+            if p.grad is not None and p.grad.is_sparse:
+                name = _name(group, g, j)
+                raise RuntimeError(f"{name}: expected a dense gradient, got a sparse one: build the embedding with sparse=False")
+
+
 def check_gradients(groups: list[dict[str, Any]], nonfinite: str) -> bool:
     """True if the step can be taken: with `nonfinite` "skip", whether every gradient is finite.
 
     Raises FloatingPointError, with the parameter's name, where one is not and `nonfinite` is "raise", and RuntimeError for
     sparse gradients. Nothing has changed then.
     """
-    found = [(g, j, p.grad) for g, group in enumerate(groups) for j, p in enumerate(group["params"]) if p.grad is not None]
-    for g, j, grad in found:
-        if grad.is_sparse:
-            name = _name(groups[g], g, j)
-            raise RuntimeError(f"{name}: expected a dense gradient, got a sparse one: build the embedding with sparse=False")
+    check_dense(groups)
     if nonfinite == "ignore":
         return True
+    found = [(g, j, p.grad) for g, group in enumerate(groups) for j, p in enumerate(group["params"]) if p.grad is not None]
     by_kind: dict[Any, list[Tensor]] = {}
     for _, _, grad in found:
         by_kind.setdefault((grad.device, grad.dtype), []).append(grad)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from muonlab.optim import arithmetic
 from muonlab.optim.apply import SUBTRACT, Apply
 from muonlab.optim.rules import Step
 
@@ -41,12 +42,11 @@ class AdamW:
         g, (beta1, beta2), eps = step.grads, step.scalars["betas"], step.scalars["eps"]
         self.apply.prepare(step)
         step.shrink(step.lr * step.weight_decay)
-        m = step.state["exp_avg"].lerp_(g, 1 - beta1)
-        v = step.state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        # float64: the powers decide the first steps, and torch computes them in Python's floats
-        t = step.state["step"].add_(1).double().reshape(-1, *[1] * (g.ndim - 1))
-        step_size = (1 / (1 - beta1**t)).to(g.dtype)
-        bias2_sqrt = (1 - beta2**t).sqrt().to(g.dtype)
+        m = arithmetic.lerp_(step.state["exp_avg"], g, 1 - beta1)
+        v = arithmetic.add_square_(step.state["exp_avg_sq"].mul_(beta2), g, 1 - beta2)
+        t = step.count("step").double().reshape(-1, *[1] * (g.ndim - 1))
+        step_size = (1 / arithmetic.bias_correction(beta1, t)).to(g.dtype)
+        bias2_sqrt = arithmetic.bias_correction(beta2, t).sqrt().to(g.dtype)
         denominator = (v.sqrt() / bias2_sqrt).add_(eps)
         self.apply((m * step_size).div_(denominator), step, step.lr)
 
@@ -76,8 +76,8 @@ class Lion:
         g, m, (beta1, beta2) = step.grads, step.state["exp_avg"], step.scalars["betas"]
         self.apply.prepare(step)
         step.shrink(step.lr * step.weight_decay)
-        update = m.lerp(g, 1 - beta1).sign_()
-        m.lerp_(g, 1 - beta2)
+        update = arithmetic.lerp(m, g, 1 - beta1).sign_()
+        arithmetic.lerp_(m, g, 1 - beta2)
         self.apply(update, step, step.lr)
 
     def lr_factor(self, shape: tuple[int, ...]) -> float:
@@ -119,7 +119,7 @@ class SGD:
             d = d + w * step.weight_decay if isinstance(step.weight_decay, Tensor) else d.add(w, alpha=step.weight_decay)
         if "momentum_buffer" in step.state:
             m = step.state["momentum_buffer"].mul_(mu).add_(d)
-            d = d.add(m, alpha=mu) if self.nesterov else m
+            d = arithmetic.add(d, m, mu) if self.nesterov else m
         self.apply(d, step, step.lr)
 
     def lr_factor(self, shape: tuple[int, ...]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class SVD:
 
     name: str = "svd"
     dtype: torch.dtype | None = None
+
+    waits: ClassVar[str] = "a singular value decomposition waits for the host"
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.numel() == 0:
@@ -71,8 +74,9 @@ class Cayley:
             b = (a - 1) ** 2 / 4
             c = a + b - 1
             r = y @ y.mT
-            # (aI + bR)(I + cR)⁻¹ = (b/c)I + (a − b/c)(I + cR)⁻¹
-            y = (b / c) * y + (a - b / c) * torch.cholesky_solve(y, torch.linalg.cholesky(eye + c * r))
+            # (aI + bR)(I + cR)⁻¹ = (b/c)I + (a − b/c)(I + cR)⁻¹. The factor is not checked, which would wait for a GPU: it exists
+            # unless a matrix is not finite, and then that matrix alone comes out so.
+            y = (b / c) * y + (a - b / c) * torch.cholesky_solve(y, torch.linalg.cholesky_ex(eye + c * r).L)
             low = min(low * (a + b * low**2) / (1 + c * low**2), 1.0)
         return (y.mT if x.shape[-2] > x.shape[-1] else y).to(x.dtype)
 

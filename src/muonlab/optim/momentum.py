@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from muonlab.names import choose
-from muonlab.optim import scratch
+from muonlab.optim import arithmetic, scratch
 from muonlab.optim.rounding import round_stochastically
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ class Momentum:
         mu = step.scalars["momentum"]
         held = step.state["momentum_buffer"]
         buffer = held if held.dtype == x.dtype else held.to(x.dtype)
-        buffer = buffer.lerp_(x, 1 - mu) if self.form == "ema" else buffer.mul_(mu).add_(x)
+        buffer = arithmetic.lerp_(buffer, x, 1 - mu) if self.form == "ema" else buffer.mul_(mu).add_(x)
         if buffer is not held:
-            round_stochastically(buffer, step.state["rounded"].add_(1), out=held)
+            round_stochastically(buffer, step.count("rounded"), out=held)
         if not self.nesterov:
             return buffer
         out = scratch.empty(x.shape, x.dtype, x.device)
-        return torch.lerp(x, buffer, mu, out=out) if self.form == "ema" else torch.add(x, buffer, alpha=mu, out=out)
+        return arithmetic.lerp(x, buffer, mu, out=out) if self.form == "ema" else arithmetic.add(x, buffer, mu, out=out)
 
     def __str__(self) -> str:
         name = "nesterov" if self.nesterov else "momentum"

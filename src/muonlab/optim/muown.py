@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from muonlab.optim import arithmetic
 from muonlab.optim.polar import Orthogonalizer
 from muonlab.optim.rules import Step
 from muonlab.optim.scaling import shape_scale
@@ -46,7 +47,7 @@ class Muown:
     def __call__(self, step: Step) -> None:
         state, w = step.state, step.matrices()
         mu, (beta1, beta2), eps = step.scalars["momentum"], step.scalars["betas"], step.scalars["eps"]
-        t = state["step"].add_(1).double().reshape(-1, 1, 1)
+        t = step.count("step").double().reshape(-1, 1, 1)
         norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
         started = state["radius"] > 0
         # From the weights, so that what others do to them (QK-Clip, a load by hand) counts; Adam may have turned the sign.
@@ -63,9 +64,9 @@ class Muown:
         direction = moved / torch.where(radius > 0, radius, 1.0)
         # a row of length 0 grows along the direction that this step gives it: along none its length would stay 0
         grad_g = torch.where(g == 0, (step.grads * direction).sum(-1, keepdim=True), grad_g)
-        first = state["exp_avg"].lerp_(grad_g, 1 - beta1)
-        second = state["exp_avg_sq"].mul_(beta2).addcmul_(grad_g, grad_g, value=1 - beta2)
-        bias1, bias2 = (1 - beta1**t).to(w.dtype), (1 - beta2**t).to(w.dtype)
+        first = arithmetic.lerp_(state["exp_avg"], grad_g, 1 - beta1)
+        second = arithmetic.add_square_(state["exp_avg_sq"].mul_(beta2), grad_g, 1 - beta2)
+        bias1, bias2 = (arithmetic.bias_correction(beta, t).to(w.dtype) for beta in (beta1, beta2))
         g = torch.where(g == 0, 0.0, g) - step.lr * (first / bias1) / ((second / bias2).sqrt() + eps)
         new = g * direction
         still = ((o == 0).all(-1, keepdim=True)) & (first == 0)  # such a row stays as it is, to the bit
@@ -75,11 +76,15 @@ class Muown:
             new = new - decay * w
             g = torch.linalg.vector_norm(new, dim=-1, keepdim=True)
         step.write(new)
-        state["length"].copy_(g)
-        state["radius"].copy_(radius)
+        step.keep("length", g)
+        step.keep("radius", radius)
 
     def lr_factor(self, shape: tuple[int, ...]) -> float:
         return shape_scale(self.scale, *shape[-2:])
+
+    @property
+    def waits(self) -> str:
+        return getattr(self.orthogonalize, "waits", "")
 
     def describe(self) -> str:
         name = "nesterov" if self.nesterov else "momentum"

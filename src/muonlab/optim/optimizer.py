@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from muonlab.names import choose
-from muonlab.optim import loading, scratch, shadow
-from muonlab.optim.checks import check_gradients, check_parameter, check_scalars
+from muonlab.optim import graph, loading, scratch, shadow
+from muonlab.optim.checks import check_dense, check_gradients, check_parameter, check_scalars
+from muonlab.optim.live import Live, LiveGroup
 from muonlab.optim.matrices import PLAIN, MatrixSpec
 from muonlab.optim.plan import Plan, PlanRow
-from muonlab.optim.rules import Step, UpdateRule
-from muonlab.optim.stacks import HALF, Stack, at, build_stacks, members_of
+from muonlab.optim.rules import UpdateRule
+from muonlab.optim.stacks import Stack, apply_rule, at, build_stacks, members_of
 
 NONFINITE = ("skip", "raise", "ignore")
 
@@ -28,12 +29,15 @@ class Optimizer(torch.optim.Optimizer):
     MatrixSpec) and `role`/`why` (text for the plan) describe its parameters and stay out of `state_dict`.
 
     nonfinite: what a NaN or infinite gradient leads to: "skip" leaves this step out, weights and state bit for bit as they
-    were, and counts it in `skipped`; "raise" raises FloatingPointError with the parameter's name, as early; "ignore" looks at
-    nothing, as torch does (on a GPU the look waits for the gradients).
+    were, and counts it in `skipped`; "raise" raises FloatingPointError with the parameter's name, as early, and waits for the
+    gradients on a GPU; "ignore" looks at nothing, as torch does.
     exact_bf16: bfloat16 parameters train as float32 ones do, bit for bit: the 16 bits that they lack are state.
 
     State is float32 for half-precision parameters and the parameter's own dtype otherwise. Where parameters have names, a
     state dict is loaded by name, whatever the order and the grouping; else by position, as in torch.
+
+    One graph: `torch.compile(opt.step, fullgraph=True)` and capture in a CUDA graph (after an ordinary step) work, and what is
+    assigned to a group afterwards holds; see docs/gpu.md.
 
     Raises ValueError for negative lr, an unknown rule, a parameter that the rule cannot take.
     """
@@ -50,15 +54,29 @@ class Optimizer(torch.optim.Optimizer):
         **scalars: Any,
     ) -> None:
         self.nonfinite = choose("nonfinite", nonfinite, NONFINITE)
-        self.skipped = 0  # steps left out for a gradient that was not finite
+        self._left_out = 0  # steps, for a gradient that was not finite, that the host saw
+        self._missed: Tensor | None = None  # those that only the device saw
         self._exact = exact_bf16
         self.rules: dict[str, UpdateRule] = dict(rules) if isinstance(rules, Mapping) else {"rule": rules}
         self._about: dict[Tensor, tuple[MatrixSpec, str, str]] = {}  # parameter -> spec, role, why
         self._stacks: list[Stack] | None = None
+        self._idle: list[Tensor] = []  # parameters that have no stack yet: they never had a gradient
+        self._lives: list[tuple[Live, list[Stack]]] = []  # the groups' scalars on their devices, for graphs
         self._given = {"lr": lr, "weight_decay": weight_decay, "lr_mul": 1.0, "wd_mul": 1.0, **scalars}
         super().__init__(params, dict(self._given))
         # torch's OneCycleLR and CyclicLR look here for the momentum that they are to cycle
         self.defaults = {**next(iter(self.rules.values())).scalars(), **self.defaults}
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were left out for a gradient that was not finite. On a GPU reading it waits for the device."""
+        return self._left_out + (0 if self._missed is None else int(self._missed))
+
+    @skipped.setter
+    def skipped(self, count: int) -> None:
+        self._left_out = count
+        if self._missed is not None:
+            self._missed.zero_()
 
     def rule_of(self, group: dict[str, Any]) -> UpdateRule:
         """The rule that a group's parameters follow."""
@@ -68,7 +86,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group (see the class). Raises before anything has changed if a value or a parameter does not fit."""
-        group = dict(param_group)
+        group = LiveGroup(param_group)
         spec, role, why = group.pop("spec", PLAIN), group.pop("role", "matrix"), group.pop("why", "given by the caller")
         for name, default in self._given.items():
             group.setdefault(name, default)
@@ -87,7 +105,7 @@ class Optimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
         self._about |= about
-        self._stacks = None
+        self._stacks, self._lives = None, []
 
     # -- the step -----------------------------------------------------------------------------------------------
 
@@ -98,14 +116,32 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if torch.compiler.is_compiling():
+            graph.prepare(self)
+            graph.step(self)
+        elif graph.being_made():
+            graph.prepare_capture(self)
+            graph.step(self)
+        else:
+            self._step_now()
+        return loss
+
+    def _step_now(self) -> None:
+        if self.nonfinite == "skip" and graph.spares_the_wait(self):
+            check_dense(self.param_groups)
+            graph.make_ready(self)
+            graph.step(self)
+            return
         if not check_gradients(self.param_groups, self.nonfinite):
-            self.skipped += 1
-            return loss
+            self._left_out += 1
+            return
         with scratch.active():
             for stack in self.current_stacks():
+                group = self.param_groups[stack.group]
                 for run in stack.runs():
-                    self._step_run(stack, run)
-        return loss
+                    lr = stack.scalar(group["lr"], group["lr_mul"], run)
+                    weight_decay = stack.scalar(group["weight_decay"], group["wd_mul"], run)
+                    apply_rule(self.rule_of(group), stack, run, lr, weight_decay, group)
 
     def current_stacks(self) -> list[Stack]:
         """What is stepped together, with its state: built when a parameter got its first gradient, or somebody replaced a part of
@@ -115,50 +151,14 @@ class Optimizer(torch.optim.Optimizer):
         if stacks is None or fresh or not all(s.current(state) for s in stacks):
             started = {p for group in self.param_groups for p in group["params"] if p.grad is not None or p in state}
             self._stacks = stacks = build_stacks(self.param_groups, started, self.rule_of, self._spec, state, self._exact)
+            self._idle = [p for group in self.param_groups for p in group["params"] if p not in started]
+            self._lives = []
+        if not self._lives and torch.cuda.is_initialized():
+            graph.make_ready(self)  # before a capture, which can make nothing
         return stacks
 
     def _spec(self, p: Tensor) -> MatrixSpec:
         return self._about[p][0]
-
-    def _step_run(self, stack: Stack, run: list[int]) -> None:
-        """The rule, on consecutive members of a stack."""
-        group = self.param_groups[stack.group]
-        members = [stack.members[i] for i in run]
-        rows = stack.rows(run)
-        state = {name: tensor[rows] for name, tensor in stack.state.items()}
-        # A convolution in channels_last has no view as a matrix: it is stepped as a copy.
-        stored = [m.param if m.spec is None or m.param.ndim == 2 else m.param.contiguous() for m in members]
-        matrices = [matrix for m, p in zip(members, stored, strict=True) for matrix in m.matrices(p)]
-        low = state.pop(shadow.MANTISSA, None)
-        if low is not None:
-            weights = [shadow.join(w, row) for w, row in zip(matrices, low, strict=True)]
-        elif matrices[0].dtype in HALF:
-            weights = [w.float() for w in matrices]
-        else:
-            weights = matrices
-        grads = stack.gradients(run)
-        self.rule_of(group)(
-            Step(
-                weights=weights,
-                grads=grads,
-                state=state,
-                lr=stack.scalar(group["lr"], group["lr_mul"], run),
-                weight_decay=stack.scalar(group["weight_decay"], group["wd_mul"], run),
-                scalars=group,
-                norm_dim=stack.norm_dim,
-            )
-        )
-        scratch.release(grads)
-        if low is not None:
-            for matrix, row, weight in zip(matrices, low, weights, strict=True):
-                high, remainder = shadow.split(weight)
-                matrix.copy_(high)
-                row.copy_(remainder)
-        elif weights is not matrices:  # decay and update together are rounded once
-            torch._foreach_copy_(matrices, weights)  # pyright: ignore[reportPrivateImportUsage]
-        for member, copy in zip(members, stored, strict=True):
-            if copy is not member.param:
-                member.param.copy_(copy)
 
     # -- state --------------------------------------------------------------------------------------------------
 
@@ -176,14 +176,18 @@ class Optimizer(torch.optim.Optimizer):
             group.update(saved)
         self.state.clear()
         self.state.update(state)
-        self._stacks = None
+        self._stacks, self._lives = None, []
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("rules", "_given", "_about", "nonfinite", "skipped", "_exact")
-        kept = {"_stacks": None, **{name: getattr(self, name) for name in names}}
-        return super().__getstate__() | kept
+        names = ("rules", "_given", "_about", "nonfinite", "_exact")
+        kept = {"_stacks": None, "_idle": [], "_lives": [], "_left_out": self.skipped, "_missed": None}
+        return super().__getstate__() | kept | {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.param_groups = [LiveGroup(group) for group in self.param_groups]
 
     # -- the plan -----------------------------------------------------------------------------------------------
 

@@ -20,6 +20,11 @@ def pin(device_type: str, bf16_fast: bool) -> None:
     _pinned[device_type] = bf16_fast
 
 
+def settle(device_type: str) -> None:
+    """Pins what this process would measure, unless it is pinned already: a compiled step cannot measure."""
+    _pinned.setdefault(device_type, bf16_is_fast(device_type))
+
+
 def bf16_is_fast(device_type: str) -> bool:
     """True where a bfloat16 matrix product takes less time than a float32 one (one probe per process, unless pinned)."""
     return _pinned[device_type] if device_type in _pinned else _probe(device_type)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -63,6 +63,10 @@ class Contra:
             v = v / _norm(v).clamp(min=1e-10)
         return torch.maximum(_norm(x @ v), _norm(x) / min(x.shape[-2:]) ** 0.5).clamp(min=1e-10)
 
+    @property
+    def waits(self) -> str:
+        return getattr(self.orthogonalize, "waits", "")
+
     def flops(self, m: int, n: int) -> int:
         return self.orthogonalize.flops(m, n) + (4 * self.rounds + 2) * m * n
 
@@ -87,6 +91,8 @@ class SOAPBasis:
     beta: float = 0.9
     eps: float = 1e-8
     every: int = 10
+
+    waits: ClassVar[str] = "soap_muon finds its bases (eigh, QR) where the host says that they are due"
 
     def __post_init__(self) -> None:
         check_range("eps", self.eps, 0.0, float("inf"))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from muonlab.names import choose
+from muonlab.optim import arithmetic
 from muonlab.optim.checks import check_range
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class VarianceReduction:
         length = x.shape[r]
         second = step.state["second_moment"]
         v = x.to(second.dtype).square().mean(r, keepdim=True)
-        second.lerp_(v, 1 - step.scalars["beta2"])
+        arithmetic.lerp_(second, v, 1 - step.scalars["beta2"])
         q = second.clamp(min=1e-10).rsqrt()
         before = (v * length).sum((-2, -1), keepdim=True).sqrt()  # ‖O‖_F
         after = (v * length * q.square()).sum((-2, -1), keepdim=True).sqrt()  # ‖O·q‖_F
@@ -78,8 +79,8 @@ class Smoothing:
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         beta = step.scalars["smoothing"]
-        smoothed = step.state["smoothed"].lerp_(x, 1 - beta)
-        return x.lerp(smoothed, beta) if self.lookahead else smoothed
+        smoothed = arithmetic.lerp_(step.state["smoothed"], x, 1 - beta)
+        return arithmetic.lerp(x, smoothed, beta) if self.lookahead else smoothed
 
     def __str__(self) -> str:
         return "smoothing(lookahead)" if self.lookahead else "smoothing"
@@ -108,7 +109,7 @@ class SecondMoment:
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         beta2 = step.scalars["momentum"] if self.beta2 is None else step.scalars["beta2"]
-        v = step.state["second_moment"].mul_(beta2).addcmul_(x, x, value=1 - beta2)
+        v = arithmetic.add_square_(step.state["second_moment"].mul_(beta2), x, 1 - beta2)
         x = x / (v.sqrt() + self.eps)
         norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
         return x * (self.rms * (x.shape[-2] * x.shape[-1]) ** 0.5 / (norm + self.eps))

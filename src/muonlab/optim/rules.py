@@ -3,6 +3,9 @@
 `MatrixRule` is the whole Muon family on one screen: a fixed skeleton whose slots are filled with pieces.
 A piece (`Transform`) maps a stack (B, m, n) to a stack of the same shape; it may keep state, never mutates
 its input, and names the scalars that it wants to find in the parameter group, where schedulers can reach them.
+
+A scalar is a number, or a tensor without dimensions where the step is one graph (captured, compiled) or may not wait for a GPU: no
+Python branch on one, and `arithmetic.py` for what torch takes numbers for only. What needs the host names it in `waits`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from muonlab.optim.decay import Decay
 from muonlab.optim.polar import Orthogonalizer
 from muonlab.optim.scaling import shape_scale
 
-Scalar = float | Tensor  # a Python float, or one value per matrix: (B, 1, 1)
+Scalar = float | Tensor  # a number, a tensor without dimensions, or one value per matrix: (B, 1, 1)
 
 
 @dataclass
@@ -33,7 +36,11 @@ class Step:
     lr: Scalar
     weight_decay: Scalar
     scalars: Mapping[str, Any]  # the group's live scalars: lr, momentum, beta2, betas, eps ...
+    taken: Tensor | None = None  # a flag on the device: False where a gradient was not finite, and nothing may change. None: yes
     norm_dim: int | tuple[int, ...] | None = None  # where a norm constraint runs: -1 or -2 of a matrix, or as a tensor is stored
+
+    # A step that is not taken is made of gradients and rates of zero and means that keep what they hold. What that does not
+    # leave as it was (counts, projections, plain copies) goes through `count`, `write` and `keep`.
 
     def matrices(self) -> Tensor:
         """The weights as one stack (B, m, n): not to be changed, since one alone is not copied."""
@@ -41,7 +48,18 @@ class Step:
 
     def write(self, values: Tensor) -> None:
         """W ← values (B, m, n)."""
+        if self.taken is not None:
+            values = torch.where(self.taken, values, self.matrices())
         torch._foreach_copy_(self.weights, list(values.unbind(0)))  # pyright: ignore[reportPrivateImportUsage]
+
+    def keep(self, name: str, value: Tensor) -> None:
+        """The state of that name ← value."""
+        held = self.state[name]
+        held.copy_(value if self.taken is None else torch.where(self.taken, value, held))
+
+    def count(self, name: str) -> Tensor:
+        """The count of that name (B,), one further."""
+        return self.state[name].add_(1 if self.taken is None else self.taken)
 
     def subtract(self, update: Tensor, factor: Scalar) -> None:
         """W ← W − factor · update, for every matrix of the stack."""
@@ -52,11 +70,14 @@ class Step:
 
     def shrink(self, factor: Scalar) -> None:
         """W ← W · (1 − factor)."""
+        weights = self.weights
         if isinstance(factor, Tensor):
-            torch._foreach_mul_(self.weights, list((1 - factor).flatten().unbind(0)))  # pyright: ignore[reportPrivateImportUsage]
+            by = (1 - factor).to(weights[0].dtype)
+            torch._foreach_mul_(weights, list(by.flatten().unbind(0)) if by.ndim else by)  # pyright: ignore[reportPrivateImportUsage]
         elif factor:
-            # a tensor, not a number: torch loops over many small tensors three times as fast with it
-            torch._foreach_mul_(self.weights, torch.tensor(1 - factor, dtype=self.weights[0].dtype, device=self.grads.device))  # pyright: ignore[reportPrivateImportUsage]
+            # On a CPU a tensor, not a number: torch loops over many small tensors three times as fast with it.
+            by = torch.tensor(1 - factor, dtype=weights[0].dtype) if weights[0].device.type == "cpu" else 1 - factor
+            torch._foreach_mul_(weights, by)  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Transform(Protocol):
@@ -148,6 +169,12 @@ class MatrixRule:
 
     def init(self, like: Tensor) -> dict[str, Tensor]:
         return {name: value for piece in self._stateful() for name, value in piece.init(like).items()}
+
+    @property
+    def waits(self) -> str:
+        """What waits for the host, and so cannot be in a graph; mostly nothing."""
+        found = [getattr(piece, "waits", "") for piece in (*self._stateful(), self.orthogonalize)]
+        return next(filter(None, found), "")
 
     def describe(self) -> str:
         pieces = [self.momentum, *self.precondition, self.orthogonalize, *self.refine, self.scale, *self.adjust, self.decay]

@@ -34,6 +34,9 @@ def active() -> Iterator[None]:
 
     One within another (an optimizer that is stepped by a piece of another's rule) leaves alone what the outer one has lent.
     """
+    if torch.compiler.is_compiling():  # which plans the memory of a graph itself
+        yield
+        return
     before, _local.active = (_local.active, _local.lent), True
     _local.lent = {}
     try:
@@ -61,7 +64,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
 def release(tensor: Tensor, *, kept: Tensor | None = None) -> None:
     """Gives back the memory of a tensor that `empty` lent, or of a view of one; not if `kept` lies in it too. Any other tensor
     is left alone."""
-    if not _local.lent:
+    if torch.compiler.is_compiling() or not _local.lent:
         return
     storage = _storage(tensor)
     if storage in _local.lent and (kept is None or _storage(kept) != storage):

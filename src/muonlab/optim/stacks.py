@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from muonlab.optim import scratch
+from muonlab.optim import scratch, shadow
+from muonlab.optim.live import PER_PARAMETER, Live, LiveGroup
 from muonlab.optim.matrices import MatrixSpec
-from muonlab.optim.rules import Scalar, UpdateRule
+from muonlab.optim.rules import Scalar, Step, UpdateRule
 from muonlab.optim.shadow import MANTISSA
 
 HALF = (torch.bfloat16, torch.float16)
+
+MULTIPLIERS = dict(zip(("lr", "weight_decay"), PER_PARAMETER, strict=True))
 
 # A CPU steps a stack in runs of about so many elements: what a run needs beside the state is then small enough to stay in its
 # caches, and for the allocator to hand out again (fresh pages cost as much as some products do).
@@ -49,7 +52,10 @@ class Stack:
     norm_dim: int | tuple[int, ...] | None  # what a norm constraint runs along
     state: dict[str, Tensor]  # name -> (B, ...)
     kind: tuple[torch.dtype, torch.device]  # of its parameters
+    rule: UpdateRule  # that of its group when it was built
     views: list[dict[str, Tensor]] = field(default_factory=list)  # of each member
+    factors: dict[tuple[float, ...], Tensor] = field(default_factory=dict)  # lists of multipliers that were needed, on the device
+    multipliers: dict[str, Tensor | None] = field(default_factory=dict)  # lr_mul and wd_mul of each row (B,), where they are lists
 
     def runs(self) -> Iterator[list[int]]:
         """Consecutive members that have a gradient: all of them, or on a CPU so many at a time."""
@@ -70,8 +76,9 @@ class Stack:
         last = run[-1]
         return slice(self.starts[run[0]], self.starts[last] + len(self.members[last].which))
 
-    def gradients(self, run: list[int]) -> Tensor:
-        """The gradients of these members, (B, m, n), in the state's dtype. One row of the right dtype is not copied."""
+    def gradients(self, run: list[int], taken: Tensor | None = None) -> Tensor:
+        """The gradients of these members, (B, m, n), in the state's dtype; zeros where `taken`, a flag on their device, is false.
+        One row of the right dtype is not copied."""
         grads: list[Tensor] = []
         for i in run:
             grad = self.members[i].param.grad
@@ -83,19 +90,38 @@ class Stack:
             stacked = torch.stack(grads, out=scratch.empty((len(grads), *grads[0].shape), grads[0].dtype, grads[0].device))
         converted = stacked.to(state_dtype(self.members[0].param))
         scratch.release(stacked, kept=converted)
-        return converted
+        if taken is None:
+            return converted
+        copied = len(grads) > 1 or converted.dtype != stacked.dtype
+        return converted.masked_fill_(~taken, 0) if copied else converted.masked_fill(~taken, 0)
 
     def scalar(self, value: Scalar, multiplier: float | list[float], run: list[int]) -> Scalar:
         """A group's scalar times its multiplier(s): a number where one serves all rows, else a tensor (B, 1, 1)."""
         if not isinstance(multiplier, list | tuple) and not isinstance(value, Tensor):
             return value * multiplier
-        factors = [at(multiplier, self.members[i].place) for i in run for _ in self.members[i].which]
+        factors = tuple([at(multiplier, place) for place in self._places(run)])
         if len(set(factors)) == 1 and not isinstance(value, Tensor):
             return value * factors[0]
         p = self.members[0].param
-        vector = torch.tensor(factors, dtype=state_dtype(p), device=p.device)
-        ndim = 2 if self.members[0].spec is not None else p.ndim
-        return (vector * (value.to(vector) if isinstance(value, Tensor) else value)).reshape(-1, *[1] * ndim)
+        if factors not in self.factors:  # making a tensor waits for a GPU
+            self.factors[factors] = torch.tensor(factors, dtype=state_dtype(p), device=p.device)
+        vector = self.factors[factors]
+        return self._per_row(vector * (value.to(vector) if isinstance(value, Tensor) else value))
+
+    def live_scalar(self, name: str, scalars: dict[str, Any], run: list[int]) -> Tensor:
+        """The same from the live scalars: "lr" times "lr_mul", "weight_decay" times "wd_mul"."""
+        vector = self.multipliers[MULTIPLIERS[name]]
+        if vector is None:
+            return scalars[name] * scalars[MULTIPLIERS[name]]
+        return self._per_row(vector[self.rows(run)] * scalars[name])
+
+    def _places(self, run: Iterable[int]) -> list[int]:
+        """Within the group, of the parameter behind each row."""
+        return [self.members[i].place for i in run for _ in self.members[i].which]
+
+    def _per_row(self, vector: Tensor) -> Tensor:
+        ndim = 2 if self.members[0].spec is not None else self.members[0].param.ndim
+        return vector.reshape(-1, *[1] * ndim)
 
     def current(self, state: dict[Tensor, Any]) -> bool:
         """False once somebody put other tensors into optimizer.state (a device move, a hand-made load) or gave the parameters
@@ -173,7 +199,7 @@ def build_stacks(
             counts = [len(m.which) for m in members]
             stacked = fresh_state(rule, (sum(counts), *shape), members[0].param, exact)
             starts = [sum(counts[:i]) for i in range(len(counts))]
-            stack = Stack(g, members, starts, norm_dim, stacked, (dtype, device))
+            stack = Stack(g, members, starts, norm_dim, stacked, (dtype, device), rule)
             for member, start, count in zip(members, starts, counts, strict=True):
                 views = {}
                 for name, tensor in stacked.items():
@@ -186,3 +212,72 @@ def build_stacks(
                 state[member.param] = {**state.get(member.param, {}), **views}
             stacks.append(stack)
     return stacks
+
+
+def apply_rule(
+    rule: UpdateRule,
+    stack: Stack,
+    run: list[int],
+    lr: Scalar,
+    weight_decay: Scalar,
+    scalars: Mapping[str, Any],
+    taken: Tensor | None = None,
+) -> None:
+    """The rule, on consecutive members of a stack."""
+    members = [stack.members[i] for i in run]
+    rows = stack.rows(run)
+    state = dict(stack.state) if len(run) == len(stack.members) else {name: tensor[rows] for name, tensor in stack.state.items()}
+    # A convolution in channels_last has no view as a matrix: it is stepped as a copy.
+    copied = [m.spec is not None and m.param.ndim != 2 and not m.param.is_contiguous() for m in members]
+    stored = [m.param.contiguous() if c else m.param for m, c in zip(members, copied, strict=True)]
+    matrices = [matrix for m, p in zip(members, stored, strict=True) for matrix in m.matrices(p)]
+    low = state.pop(MANTISSA, None)
+    if low is not None:
+        weights = [shadow.join(w, row) for w, row in zip(matrices, low.unbind(0), strict=True)]
+    elif matrices[0].dtype in HALF:
+        weights = [w.float() for w in matrices]
+    else:
+        weights = matrices
+    grads = stack.gradients(run, taken)
+    rule(
+        Step(
+            weights=weights,
+            grads=grads,
+            state=state,
+            lr=lr,
+            weight_decay=weight_decay,
+            scalars=scalars,
+            taken=taken,
+            norm_dim=stack.norm_dim,
+        )
+    )
+    scratch.release(grads)
+    if low is not None:
+        for matrix, row, weight in zip(matrices, low.unbind(0), weights, strict=True):
+            high, remainder = shadow.split(weight)
+            matrix.copy_(high)
+            row.copy_(remainder)
+    elif matrices[0].dtype in HALF:  # decay and update together are rounded once
+        torch._foreach_copy_(matrices, weights)  # pyright: ignore[reportPrivateImportUsage]
+    for member, copy, own in zip(members, stored, copied, strict=True):
+        if own:
+            member.param.copy_(copy)
+
+
+def mirror(stacks: list[Stack], groups: list[dict[str, Any]], watched: Iterable[str]) -> list[tuple[Live, list[Stack]]]:
+    """Every group's live scalars on each of its devices, from now on filled by every assignment to the group, and its stacks."""
+    found: list[tuple[Live, list[Stack]]] = []
+    for g, group in enumerate(groups):
+        if not isinstance(group, LiveGroup):  # somebody put a group of their own in its place
+            groups[g] = group = LiveGroup(group)
+        own = [stack for stack in stacks if stack.group == g]
+        group.mirrors = []
+        for device in dict.fromkeys(stack.kind[1] for stack in own):
+            here = [stack for stack in own if stack.kind[1] == device]
+            live = Live(group, (*MULTIPLIERS, *PER_PARAMETER, *here[0].rule.scalars()), watched, device)
+            for stack in here:
+                places, dtype = stack._places(range(len(stack.members))), state_dtype(stack.members[0].param)
+                stack.multipliers = {name: live.factors(name, places, dtype) for name in PER_PARAMETER}
+            group.mirrors.append(live)
+            found.append((live, here))
+    return found
