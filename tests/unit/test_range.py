@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import muonlab
-from muonlab.optim import Muon, orthogonalize, orthogonalizer, orthogonalizers
+from muonlab.optim import Muon, orthogonalize, orthogonalizers
 from muonlab.optim.checks import check_gradients
 from muonlab.optim.magnitude import bounded, to_unit_range
 from muonlab.optim.variants import variants

@@ -91,7 +91,7 @@ def check_gradients(groups: list[dict[str, Any]], nonfinite: str) -> bool:
     by_kind: dict[Any, list[Tensor]] = {}
     for _, _, grad in found:
         by_kind.setdefault((grad.device, grad.dtype), []).append(grad)
-    if all([bool(all_finite(grads)) for grads in by_kind.values()]):
+    if all(bool(all_finite(grads)) for grads in by_kind.values()):
         return True
     if nonfinite == "raise":
         names = [_name(groups[g], g, j) for g, j, grad in found if not torch.isfinite(grad).all()]

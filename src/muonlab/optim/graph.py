@@ -1,7 +1,7 @@
 """The step as one graph: captured in a CUDA graph, compiled, or plain on a GPU that nothing should wait for.
 
-Two things tell it from the step on the host's word. Scalars are read from tensors (see `live`), and a gradient that is not finite is
-seen by the device alone: a flag, with which the step becomes the ordinary one for gradients and rates of zero (see `rules.Step`).
+Two things tell it from the step on the host's word. Scalars are read from tensors (see `live`), and a gradient that is not finite
+is seen by the device alone: a flag, with which the step becomes the ordinary one for gradients and rates of zero (`rules.Step`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def prepare(optimizer: Optimizer) -> None:
         live.check()
 
 
-# Dynamo calls what is marked so in place of tracing it (as torch.compiler.assume_constant_result has it, which would import all of it).
+# Dynamo calls what is marked so in place of tracing it: torch.compiler.assume_constant_result, which would import all of Dynamo.
 prepare._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
@@ -62,8 +62,8 @@ def prepare_capture(optimizer: Optimizer) -> None:
     fresh = any(p.grad is not None for p in optimizer._idle)
     if before is None or not lives or fresh or any(live.stale for live, _ in lives) or optimizer._missed is None:
         raise RuntimeError(
-            "expected the optimizer's state to be there before a capture: take an ordinary step first, with every gradient that the "
-            "graph is to use (torch asks for such a warm-up too: https://docs.pytorch.org/docs/stable/notes/cuda.html)"
+            "expected the optimizer's state to be there before a capture: take an ordinary step first, with every gradient that "
+            "the graph is to use (torch asks for such a warm-up too: https://docs.pytorch.org/docs/stable/notes/cuda.html)"
         )
     prepare(optimizer)
 

@@ -99,7 +99,13 @@ class Live:
                 found = [value[i] if isinstance(value, list | tuple) else value for i in places]
                 tensor.copy_(torch.tensor(found, dtype=tensor.dtype))
         cells, numbers = self._cells.get(name), _numbers(value)
-        if cells is not None and not isinstance(value, Tensor) and name not in self._given and numbers and len(numbers) == len(cells):
+        if (
+            cells is not None
+            and not isinstance(value, Tensor)
+            and name not in self._given
+            and numbers
+            and len(numbers) == len(cells)
+        ):
             for cell, number in zip(cells, numbers, strict=True):
                 cell.fill_(number)
         elif name in self._watched and value is not self._given.get(name) and not (name in PER_PARAMETER and cells is None):
@@ -136,4 +142,3 @@ class LiveGroup(dict[str, Any]):
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:
         return dict, (dict(self),)  # pickled and copied as what it looks like: mirrors belong to a process and a device
-

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from muonlab.names import choose
-from muonlab.optim import graph, loading, scratch, shadow
+from muonlab.optim import graph, loading, scratch
 from muonlab.optim.checks import check_dense, check_gradients, check_parameter, check_scalars
 from muonlab.optim.live import Live, LiveGroup
 from muonlab.optim.matrices import PLAIN, MatrixSpec

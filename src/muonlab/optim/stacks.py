@@ -17,7 +17,7 @@ from muonlab.optim.shadow import MANTISSA
 
 HALF = (torch.bfloat16, torch.float16)
 
-MULTIPLIERS = dict(zip(("lr", "weight_decay"), PER_PARAMETER, strict=True))
+MULTIPLIERS: dict[str, str] = {"lr": "lr_mul", "weight_decay": "wd_mul"}
 
 # A CPU steps a stack in runs of about so many elements: what a run needs beside the state is then small enough to stay in its
 # caches, and for the allocator to hand out again (fresh pages cost as much as some products do).
