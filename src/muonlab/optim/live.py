@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What makes a step leave everything as it was, once the gradients are zero: no rate and no decay, and means that keep what they hold.
+# What makes a step leave everything as it was, once the gradients are zero: no rate, no decay, and means that keep what they hold.
 _STILL = {"lr": 0.0, "weight_decay": 0.0} | dict.fromkeys(("momentum", "beta2", "betas", "smoothing", "shampoo_beta"), 1.0)
 
 PER_PARAMETER = ("lr_mul", "wd_mul")  # keys that may be lists, with one value per parameter
@@ -99,17 +99,14 @@ class Live:
                 found = [value[i] if isinstance(value, list | tuple) else value for i in places]
                 tensor.copy_(torch.tensor(found, dtype=tensor.dtype))
         cells, numbers = self._cells.get(name), _numbers(value)
-        if (
-            cells is not None
-            and not isinstance(value, Tensor)
-            and name not in self._given
-            and numbers
-            and len(numbers) == len(cells)
-        ):
-            for cell, number in zip(cells, numbers, strict=True):
-                cell.fill_(number)
-        elif name in self._watched and value is not self._given.get(name) and not (name in PER_PARAMETER and cells is None):
+        if name not in self._watched or (name in PER_PARAMETER and cells is None) or value is self._given.get(name, self):
+            return
+        own = isinstance(value, Tensor) or name in self._given
+        if own or cells is None or numbers is None or len(cells) != len(numbers):
             self.stale = True
+            return
+        for cell, number in zip(cells, numbers, strict=True):
+            cell.fill_(number)
 
 
 class LiveGroup(dict[str, Any]):

@@ -1,7 +1,7 @@
 """Powers of two to multiply by before anything is squared, so that no size of gradient over- or underflows.
 
-A square leaves float32's range for entries above 1.8e19 and below 1e-19, float16's above 256. Products with a power of two are exact,
-so inside the range they change nothing, to the bit.
+A square leaves float32's range for entries above 1.8e19 and below 1e-19, float16's above 256. Products with a power of two are
+exact, so inside the range they change nothing, to the bit.
 """
 
 from __future__ import annotations
