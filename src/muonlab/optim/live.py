@@ -1,8 +1,8 @@
 """Live scalars on the device: what a parameter group holds as numbers, once more in a tensor that graphs read.
 
-A CUDA graph replays, and a compiled step runs, with the numbers that it was made with. So both read lr, weight_decay, momentum and the
-rest from a tensor, and every assignment to the group (by a scheduler, or by hand) fills that tensor too: nothing is captured or
-compiled again, and the group goes on holding plain numbers.
+A CUDA graph replays, and a compiled step runs, with the numbers that it was made with. So both read lr, weight_decay, momentum
+and the rest from a tensor, and every assignment to the group (by a scheduler, or by hand) fills that tensor too: nothing is
+captured or compiled again, and the group goes on holding plain numbers.
 """
 
 from __future__ import annotations
