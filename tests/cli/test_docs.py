@@ -27,7 +27,7 @@ def test_programs_run_as_printed(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for program in blocks(page, "python"):
         exec(compile(program, str(page), "exec"), {"__name__": "__main__"})
-    assert blocks(page, "python") or page.name in ("lab.md", "studies.md", "gpu.md")
+    assert blocks(page, "python") or page.name in ("lab.md", "studies.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -102,11 +102,14 @@ def test_a_compiled_step_is_one_graph_and_takes_other_scalars_without_another(na
     assert all(group["lr"] == 0.005 for group in one.param_groups)  # a number still
 
 
-def test_schedulers_reach_a_compiled_step():
+@pytest.mark.filterwarnings("error::UserWarning")  # as of a scheduler that thinks that no step was taken
+@pytest.mark.parametrize("compiled_first", [False, True])
+def test_schedulers_reach_a_compiled_step(compiled_first):
     (model, ordinary), (one, two) = twins("smoothed_muon")
-    step = compiled(one)
+    step = compiled(one) if compiled_first else None
     schedulers = [torch.optim.lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)) for o in (one, two)]
     schedules = [ScalarSchedule(o, "smoothing", [(0, 0.5), (4, 0.2)]) for o in (one, two)]
+    step = step or compiled(one)
     for t in range(4):
         for m in (model, ordinary):
             give(m, t)

@@ -42,6 +42,7 @@ def prepare(optimizer: Optimizer) -> None:
     if optimizer.nonfinite == "raise":
         raise RuntimeError("nonfinite='raise' has to look at the gradients, and a graph cannot: take 'skip', which needs no look")
     check_dense(optimizer.param_groups)
+    optimizer._opt_called = True
     stacks = optimizer.current_stacks()
     make_ready(optimizer)
     for stack in stacks:

@@ -27,12 +27,15 @@ def to_float16_range(x: Tensor) -> Tensor:
 
 def bounded(x: Tensor) -> Tensor:
     """x (..., m, n), where a matrix with entries above 2⁵⁰ is scaled by a power of two to below that: it can be squared."""
+    if x.numel() == 0:
+        return x
     largest = _power_of_two_below(_largest(x))
     return x * torch.where(largest > _BOUNDED, _BOUNDED / largest, 1.0).to(x.dtype)
 
 
 def all_finite(tensors: list[Tensor]) -> Tensor:
     """Whether no entry of these tensors, of one dtype and device, is NaN or infinite: a flag on their device."""
+    tensors = [t for t in tensors if t.numel()] or [tensors[0].new_zeros(1)]
     if tensors[0].is_cuda:  # the largest entry, in one launch for all of them; a NaN is the largest of any
         norms = torch._foreach_norm(tensors, float("inf"))  # pyright: ignore[reportPrivateImportUsage]
     else:

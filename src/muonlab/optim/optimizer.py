@@ -126,7 +126,12 @@ class Optimizer(torch.optim.Optimizer):
             self._step_now()
         return loss
 
+    # torch's schedulers wrap a step that does not carry this mark, to learn that it was called (`_opt_called`). Dynamo refuses to go
+    # through their wrapper, so with one of them around no step could be compiled.
+    step._wrapped_by_lr_sched = True  # pyright: ignore[reportFunctionMemberAccess]
+
     def _step_now(self) -> None:
+        self._opt_called = True
         if self.nonfinite == "skip" and graph.spares_the_wait(self):
             check_dense(self.param_groups)
             graph.make_ready(self)
