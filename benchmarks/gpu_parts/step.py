@@ -20,7 +20,8 @@ def step(part: Part) -> None:
     file = part.file.with_name(f".{part.file.stem}-figures.json")
     file.unlink(missing_ok=True)
     command = [sys.executable, str(ROOT / "benchmarks/step.py"), "--device", part.device, "--out", str(file)]
-    process = subprocess.Popen([*command, *(["--tiny"] if part.tiny else [])])
+    command += ["--tiny"] if part.tiny else ["--compiled", "--seconds", str(part.left())]
+    process = subprocess.Popen(command)
     while process.poll() is None:
         time.sleep(0.5)
         _note(part, file)

@@ -68,6 +68,7 @@ def run(arguments: list[str]) -> int:
     """The exit code of a command line."""
     # imported to register their commands
     from muonlab.cli import (  # noqa: F401
+        bench,
         data,
         data_tasks,
         evaluation,

@@ -126,8 +126,8 @@ class Optimizer(torch.optim.Optimizer):
             self._step_now()
         return loss
 
-    # torch's schedulers wrap a step that does not carry this mark, to learn that it was called (`_opt_called`). Dynamo refuses to go
-    # through their wrapper, so with one of them around no step could be compiled.
+    # torch's schedulers wrap a step that does not carry this mark, to learn that it was called (`_opt_called`). Dynamo refuses to
+    # go through their wrapper, so with one of them around no step could be compiled.
     step._wrapped_by_lr_sched = True  # pyright: ignore[reportFunctionMemberAccess]
 
     def _step_now(self) -> None:
