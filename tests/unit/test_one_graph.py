@@ -8,9 +8,11 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import muonlab
-from muonlab.optim import MatrixSpec, Muon, Optimizer, ScalarSchedule, graph
+from muonlab.optim import MatrixSpec, Muon, Optimizer, ScalarSchedule, graph, precision
 from muonlab.optim.live import Live, LiveGroup
 from muonlab.optim.variants import variant, variants
 
@@ -372,3 +374,80 @@ def test_rules_of_ones_own_find_their_scalars_live():
         torch.testing.assert_close(p.detach(), q - 0.3)
     assert graphs() == 1
     assert variant("muon").rule().waits == ""
+
+
+# -- no waiting -----------------------------------------------------------------------------------------------------------
+
+
+class Watch(TorchDispatchMode):
+    """Which operations give the host a number, or carry a tensor from one device to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits, self.seen = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.seen += 1
+        devices = {t.device for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)}
+        if len(devices) > 1 or "_local_scalar_dense" in str(func) or "nonzero" in str(func):
+            self.waits.append(str(func))
+        return out
+
+
+def without_data(name, **options):
+    """On the device "meta", which knows shapes alone: whoever asks it for a number fails, and it is no CPU."""
+    precision.pin("meta", True)
+    dtype = torch.bfloat16 if options.get("exact_bf16") else torch.float32
+    kind = {"device": "meta", "dtype": dtype}
+    net = nn.Sequential(nn.Linear(96, 80, **kind), nn.Linear(80, 96, **kind), nn.LayerNorm(96, **kind))
+    optimizer = muonlab.optimizer(net, name, lr=0.02, weight_decay=0.1, **options)
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    return optimizer
+
+
+WITHOUT_DATA = [(name, {}) for name in NAMES]
+WITHOUT_DATA += [(name, {"lr_mul": {"0.weight": 0.5}}) for name in ("muon", "adamw", "muown")]
+WITHOUT_DATA += [("muon", {"orthogonalizer": o}) for o in ("cayley", "polar_express", "keller5(dtype='float16')")]
+WITHOUT_DATA += [("muon", OPTIONS["sphere"]), ("muon", OPTIONS["rounded"]), ("muon", {"exact_bf16": True})]
+UNIT = {"constraint": "unit_norm", "specs": {"*weight": MatrixSpec(norm_axis="input")}}
+WITHOUT_DATA += [("muon", UNIT), ("muon", {**UNIT, "constraint": "geodesic"})]
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "ignore"])
+@pytest.mark.parametrize(("name", "options"), WITHOUT_DATA, ids=lambda x: x if isinstance(x, str) else "-".join(x))
+def test_no_step_in_a_graph_asks_its_device_for_anything(name, options, nonfinite):
+    optimizer = without_data(name, nonfinite=nonfinite, **options)
+    with torch.no_grad():
+        graph.prepare(optimizer)
+        graph.prepare_capture(optimizer)  # all that it needs is there now
+        with Watch() as watch:
+            graph.step(optimizer)
+    assert watch.seen > 10
+    assert watch.waits == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_plain_step_that_ignores_asks_its_device_for_anything(name):
+    optimizer = without_data(name, nonfinite="ignore", lr_mul={"0.weight": 0.5})
+    optimizer.step()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    with Watch() as watch:
+        optimizer.step()
+    assert watch.seen > 10
+    assert watch.waits == []
+
+
+def test_a_compiled_step_takes_a_large_finite_gradient():
+    """The sum of its squares is infinite, and nothing else."""
+    (model, ordinary), (one, two) = twins("muon")
+    step = compiled(one)
+    for m in (model, ordinary):
+        give(m, 0)
+        m.ps[0].grad.mul_(1e25)
+    step()
+    two.step()
+    assert one.skipped == two.skipped == 0
+    assert_same(model, ordinary)

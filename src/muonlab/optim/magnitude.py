@@ -36,13 +36,14 @@ def bounded(x: Tensor) -> Tensor:
 def all_finite(tensors: list[Tensor]) -> Tensor:
     """Whether no entry of these tensors, of one dtype and device, is NaN or infinite: a flag on their device."""
     tensors = [t for t in tensors if t.numel()] or [tensors[0].new_zeros(1)]
-    if tensors[0].is_cuda:  # the largest entry, in one launch for all of them; a NaN is the largest of any
+    if tensors[0].device.type != "cpu" or torch.compiler.is_compiling():
+        # the largest entry, in one launch for all of them; a NaN is the largest of any
         norms = torch._foreach_norm(tensors, float("inf"))  # pyright: ignore[reportPrivateImportUsage]
     else:
-        # Elsewhere sums of squares are several times as fast. They may overflow: then each entry is looked at.
+        # Here sums of squares are many times as fast. They may overflow: then each entry is looked at.
         wide = torch.promote_types(tensors[0].dtype, torch.float32)
         norms = torch._foreach_norm(tensors, dtype=wide)  # pyright: ignore[reportPrivateImportUsage]
-        if not torch.compiler.is_compiling() and not bool(torch.stack(norms).isfinite().all()):
+        if not bool(torch.stack(norms).isfinite().all()):
             return torch.stack([t.isfinite().all() for t in tensors]).all()
     return torch.stack(norms).isfinite().all()
 
