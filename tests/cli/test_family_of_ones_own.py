@@ -19,6 +19,7 @@ def test_a_family_is_one_file_and_one_recipe(tmp_path):
     assert len(program.splitlines()) <= 70
     for folder in ("src", "recipes", "tests/contract"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "tests/conftest.py", tmp_path / "tests")  # the contract's tests take --device
     (tmp_path / "src/muonlab/models/mingru.py").write_text(program)
     (tmp_path / "recipes/mingru-toy.toml").write_text(recipe)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
