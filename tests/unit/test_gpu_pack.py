@@ -156,9 +156,7 @@ def test_make_gpu_needs_no_install(tmp_path):
 
     def printed(*arguments):
         command = ["make", "-n", "gpu", "PYTHON=py", *arguments]
-        outside = {
-            name: value for name, value in os.environ.items() if not name.startswith("MAKE")
-        }  # of a make that runs this test
+        outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
         done = subprocess.run(command, cwd=tmp_path, env=outside, capture_output=True, text=True, check=True)
         return " ".join(done.stdout.replace("\\", "").split())
 
