@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -91,7 +92,8 @@ class Lion:
 class SGD:
     """torch.optim.SGD: D = G + wd·W (coupled), M ← μM + D (the first: M = D), W ← W − ηM, or with Nesterov W ← W − η(D + μM).
 
-    State: momentum_buffer, where there is momentum.
+    The group's momentum is live, from 0 and to 0 as well: a step without leaves the buffer alone, as torch's does.
+    State: momentum_buffer, where there is momentum or was.
     """
 
     momentum: float = 0.0
@@ -118,9 +120,23 @@ class SGD:
             w = step.matrices()
             d = d + w * step.weight_decay if isinstance(step.weight_decay, Tensor) else d.add(w, alpha=step.weight_decay)
         if "momentum_buffer" in step.state:
-            m = step.state["momentum_buffer"].mul_(mu).add_(d)
-            d = arithmetic.add(d, m, mu) if self.nesterov else m
+            d = self._with_momentum(d, step, mu)
         self.apply(d, step, step.lr)
+
+    def _with_momentum(self, d: Tensor, step: Step, mu: arithmetic.Number) -> Tensor:
+        held = step.state["momentum_buffer"]
+        if isinstance(mu, Tensor):
+            m = torch.where(mu == 0, held, held * mu + d)
+            held.copy_(m)
+            return torch.where(mu == 0, d, d + mu * m if self.nesterov else m)
+        if mu == 0:
+            return d
+        held.mul_(mu).add_(d)
+        return arithmetic.add(d, held, mu) if self.nesterov else held
+
+    def fitted(self, group: Mapping[str, Any]) -> SGD:
+        """Itself, or with the group's momentum where it was made without: it needs a buffer then."""
+        return self if self.momentum or not float(group.get("momentum", 0.0)) else replace(self, momentum=1.0)
 
     def lr_factor(self, shape: tuple[int, ...]) -> float:
         return 1.0

@@ -61,6 +61,7 @@ class Live:
         self._always = self._still.isnan()  # eps and the like are the same in a step that is not taken
         self._cells = {name: [self.values[i] for i in where] for name, where in places.items()}
         self._places = places
+        self._momentum = values[places["momentum"][0]] if "momentum" in places else 0.0
 
     def check(self) -> None:
         """Raises RuntimeError where the user gave a tensor for a scalar that lies elsewhere: a graph would have to wait for it."""
@@ -101,6 +102,8 @@ class Live:
         cells, numbers = self._cells.get(name), _numbers(value)
         if name not in self._watched or (name in PER_PARAMETER and cells is None) or value is self._given.get(name, self):
             return
+        if name == "momentum" and numbers is not None and bool(numbers[0]) != bool(self._momentum):
+            self._momentum, self.stale = numbers[0], True  # with one, SGD has a buffer
         own = isinstance(value, Tensor) or name in self._given
         if own or cells is None or numbers is None or len(cells) != len(numbers):
             self.stale = True

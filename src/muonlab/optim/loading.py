@@ -10,7 +10,8 @@ from torch import Tensor
 
 from muonlab.optim.checks import check_scalars
 from muonlab.optim.routing import plain_name
-from muonlab.optim.stacks import at, members_of, state_like
+from muonlab.optim.stacks import at, has_state_of, members_of, state_like
+from muonlab.optim.variants import variants
 
 if TYPE_CHECKING:
     from muonlab.optim.optimizer import Optimizer
@@ -103,14 +104,19 @@ def _checked(optimizer: Optimizer, p: Tensor, rule: Any, entry: dict[str, Any]) 
     for shape, member in members_of(p, 0, rule, optimizer._spec(p)):
         like = state_like(member, shape, rule, optimizer._exact, device="meta")
         expected |= {k: v.shape for k, v in like.items()}
-    got = {k: v.shape for k, v in entry.items() if isinstance(v, Tensor)}
+    got = {k: v.shape for k, v in entry.items() if k in expected and isinstance(v, Tensor)}
+    if not got and not any(has_state_of(v.rule(), entry) for v in variants().values()):
+        return copy.deepcopy(entry)  # saved before the first step
     if expected != got:
         raise ValueError(
-            f"state of a parameter of shape {tuple(p.shape)}: expected {_text(expected)}, got {_text(got)}. "
+            f"state of a parameter of shape {tuple(p.shape)}: expected {_text(expected)}, got "
+            f"{_text({k: v.shape for k, v in entry.items() if isinstance(v, Tensor)})}. "
             f"It was saved by another rule or for another shape than {rule.describe()!r}."
         )
-    # a copy in the saved dtype: the stack converts it to the dtype that the rule keeps
-    return {k: v.detach().to(p.device, copy=True) for k, v in entry.items() if k in expected}
+    # A copy in the saved dtype: the stack converts it to the dtype that the rule keeps. What is not the rule's, but was put there
+    # by somebody else, is carried along as it is.
+    others = {k: v for k, v in entry.items() if k not in expected}
+    return copy.deepcopy(others) | {k: entry[k].detach().to(p.device, copy=True) for k in expected}
 
 
 def _text(shapes: dict[str, torch.Size]) -> str:

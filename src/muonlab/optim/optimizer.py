@@ -11,11 +11,12 @@ from torch import Tensor
 from muonlab.names import choose
 from muonlab.optim import graph, loading, scratch
 from muonlab.optim.checks import check_dense, check_gradients, check_parameter, check_scalars
+from muonlab.optim.elementwise import SGD
 from muonlab.optim.live import Live, LiveGroup
 from muonlab.optim.matrices import PLAIN, MatrixSpec
 from muonlab.optim.plan import Plan, PlanRow
 from muonlab.optim.rules import UpdateRule
-from muonlab.optim.stacks import Stack, apply_rule, at, build_stacks, members_of
+from muonlab.optim.stacks import Stack, apply_rule, at, build_stacks, has_state_of, members_of, state_names
 
 NONFINITE = ("skip", "raise", "ignore")
 
@@ -80,7 +81,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def rule_of(self, group: dict[str, Any]) -> UpdateRule:
         """The rule that a group's parameters follow."""
-        return self.rules[choose("rule", group.setdefault("rule", next(iter(self.rules))), self.rules)]
+        rule = self.rules[choose("rule", group.setdefault("rule", next(iter(self.rules))), self.rules)]
+        return rule.fitted(group) if isinstance(rule, SGD) else rule
 
     # -- groups -------------------------------------------------------------------------------------------------
 
@@ -152,15 +154,25 @@ class Optimizer(torch.optim.Optimizer):
         """What is stepped together, with its state: built when a parameter got its first gradient, or somebody replaced a part of
         `self.state`."""
         stacks, state = self._stacks, self.state
-        fresh = any(p.grad is not None and p not in state for group in self.param_groups for p in group["params"])
-        if stacks is None or fresh or not all(s.current(state) for s in stacks):
-            started = {p for group in self.param_groups for p in group["params"] if p.grad is not None or p in state}
+        fresh = any(p.grad is not None for p in self._idle)
+        if stacks is None or fresh or any(self._outgrown(s) for s in stacks) or not all(s.current(state) for s in stacks):
+            started = {
+                p
+                for group in self.param_groups
+                for p in group["params"]
+                if p.grad is not None or (p in state and has_state_of(self.rule_of(group), state[p]))
+            }
             self._stacks = stacks = build_stacks(self.param_groups, started, self.rule_of, self._spec, state, self._exact)
             self._idle = [p for group in self.param_groups for p in group["params"] if p not in started]
             self._lives = []
         if not self._lives and torch.cuda.is_initialized():
             graph.make_ready(self)  # before a capture, which can make nothing
         return stacks
+
+    def _outgrown(self, stack: Stack) -> bool:
+        """True once the group's scalars ask for state that the stack lacks: momentum where there was none."""
+        rule = self.rule_of(self.param_groups[stack.group])
+        return rule != stack.rule and not state_names(rule) <= stack.state.keys()
 
     def _spec(self, p: Tensor) -> MatrixSpec:
         return self._about[p][0]

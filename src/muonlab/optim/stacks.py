@@ -174,6 +174,16 @@ def fresh_state(rule: UpdateRule, shape: tuple[int, ...], p: Tensor, exact: bool
     return state
 
 
+def state_names(rule: UpdateRule) -> set[str]:
+    """What the rule calls its state."""
+    return set(rule.init(torch.empty(1, 1, 1, device="meta")))
+
+
+def has_state_of(rule: UpdateRule, entry: Mapping[str, Any]) -> bool:
+    """Whether optimizer.state[p] holds some of the rule's own, and not only what others put there."""
+    return bool({key.partition(".")[0] for key in entry} & {*state_names(rule), MANTISSA})
+
+
 def build_stacks(
     groups: list[dict[str, Any]],
     started: set[Tensor],
@@ -183,9 +193,9 @@ def build_stacks(
     exact: bool,
 ) -> list[Stack]:
     """Stacks of all `started` parameters, in the order of the groups. Takes over what `state` holds for them and puts
-    views of the stacked state in its place."""
+    views of the stacked state in its place. What it holds beside, of other people's, stays."""
     stacks = []
-    held = {p: state.pop(p, {}) for p in started}
+    held = {p: state.get(p, {}) for p in started}
     for g, group in enumerate(groups):
         rule = rule_of(group)
         alike: dict[Any, list[Member]] = {}
