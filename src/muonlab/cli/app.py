@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
@@ -55,6 +56,10 @@ class Ended(Exception):
 
 def main() -> None:
     """The console script: runs a command and turns its end into an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal that cannot show ← or η shows a question mark; files are UTF-8 whatever the terminal is
+        if isinstance(stream, TextIOWrapper) and "utf" not in (stream.encoding or "").lower():
+            stream.reconfigure(errors="replace")
     code = run(sys.argv[1:])
     tracking = sys.modules.get("muonlab.train.tracking")  # not loaded for this: most commands need no torch
     if tracking is not None and tracking.hung():

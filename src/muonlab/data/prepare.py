@@ -241,7 +241,7 @@ class _Work:
             "rows_sha256": hashlib.sha256().hexdigest(), **{name: split.state() for name, split in self.splits.items()},
         }  # fmt: skip
         if self.resumed:
-            known = json.loads((folder / _PROGRESS).read_text())
+            known = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
             _same(folder, known["request"], request)
             self.state = known["state"]
             for name, split in self.splits.items():

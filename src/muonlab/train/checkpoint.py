@@ -49,9 +49,9 @@ def save(directory: Path, step: int, checkpoint: Checkpoint, keep: int, also: Ca
         groups = _pack(checkpoint.optimizer)[1]
         for name, tensors in tensors_of(checkpoint).items():
             save_file(own(tensors), building / f"{name}.safetensors")
-        (building / "state.json").write_text(json.dumps({"progress": checkpoint.progress, "groups": groups}))
+        (building / "state.json").write_text(json.dumps({"progress": checkpoint.progress, "groups": groups}), encoding="utf-8")
         files = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(building.iterdir())}
-        (building / _MANIFEST).write_text(json.dumps({"format": 1, "step": step, "files": files}, indent=1))
+        (building / _MANIFEST).write_text(json.dumps({"format": 1, "step": step, "files": files}, indent=1), encoding="utf-8")
         for path in building.iterdir():
             _sync_file(path)
         sync_directory(building)
@@ -142,7 +142,7 @@ def chosen(folder: RunFolder, which: str | int) -> Path:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, by its manifest; None if nothing is."""
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         for name, expected in manifest["files"].items():
             size = (path / name).stat().st_size
             if size != expected["bytes"]:
@@ -166,7 +166,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def _load(path: Path) -> Checkpoint:
-    state = json.loads((path / "state.json").read_text())
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     try:
         return Checkpoint(
             model=load_file(path / "model.safetensors"),

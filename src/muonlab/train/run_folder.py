@@ -88,7 +88,7 @@ class RunFolder:
 
     def sync_rows(self) -> None:
         """Makes sure that all rows so far outlive a power cut: a checkpoint must not know more than the metrics."""
-        with open(self.metrics_file, "a") as file:
+        with open(self.metrics_file, "a", encoding="utf-8") as file:
             os.fsync(file.fileno())
 
     def keep_rows(self, last_step: int) -> int:
