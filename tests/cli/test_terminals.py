@@ -40,7 +40,7 @@ def test_errors_are_told_too_and_files_are_utf8(tmp_path):
     (tmp_path / "corpus.txt").write_text("η is a rate, β a mean. " * 200, encoding="utf-8")
     recipe = (ROOT / "recipes/quickstart.toml").read_text(encoding="utf-8")
     (tmp_path / "tiny.toml").write_text(recipe, encoding="utf-8")
-    small = ["model.layers=1", "model.width=32", "train.steps=2", "train.eval_tokens=256", "train.batch=2", "data.source=text"]
+    small = ["model.layers=1", "model.width=32", "train.steps=2", "train.eval_tokens=128", "train.batch=2", "data.source=text"]
     words = [word for setting in [*small, 'data.files=["corpus.txt"]'] for word in ("--set", setting)]
     done = run("ascii", "train", "tiny.toml", *words, "--out", "run", "--device", "cpu", folder=tmp_path)
     assert done.returncode == 0, done.stderr

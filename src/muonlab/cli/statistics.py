@@ -124,7 +124,7 @@ def _p(p: float) -> str:
 
 def _digits(found: Summary) -> int:
     """Decimals: six, or more where the spread is smaller still."""
-    return 6 if math.isnan(found.std) or found.std == 0 else max(6, 2 - math.floor(math.log10(found.std)))
+    return 6 if math.isnan(found.low) or found.std == 0 else max(6, 2 - math.floor(math.log10(found.std)))
 
 
 def _arm_lines(arm: ArmAnswer, question: Question, column: str, time: str | None) -> list[str]:
@@ -135,14 +135,17 @@ def _arm_lines(arm: ArmAnswer, question: Question, column: str, time: str | None
     d, level = _digits(found), _level(question)
     lines = [f"{arm.name}: {column}, n = {found.n}{diverged}"]
     one = found.n == 1
-    lines.append(f"  mean    {found.mean:.{d}f}" + ("" if one else f"   {level} CI {found.low:.{d}f} to {found.high:.{d}f}"))
+    ci = f"   {level} CI {found.low:.{d}f} to {found.high:.{d}f}"
+    if math.isnan(found.low):
+        ci = "" if one else "   all runs are equal: no interval"
+    lines.append(f"  mean    {found.mean:.{d}f}{ci}")
     lines += [] if one else [f"  std     {found.std:.{d}f}"]
     lines.append(f"  median  {found.median:.10g}   min {found.minimum:.10g}   max {found.maximum:.10g}")
     if arm.test is not None and question.target is not None:
         lines += _target_lines(arm, question, d)
     if arm.minutes is not None:
         m = arm.minutes
-        ci = "" if m.n == 1 else f", std={m.std:.4f}   {level} CI {m.low:.4f} to {m.high:.4f}"
+        ci = "" if math.isnan(m.low) else f", std={m.std:.4f}   {level} CI {m.low:.4f} to {m.high:.4f}"
         lines.append(f"  train time (minutes, from {time}): mean={m.mean:.4f}{ci}")
     return lines
 
@@ -187,8 +190,9 @@ def _edge(value: float | None) -> str:
 def _claim_lines(claim: Claim, baseline: str, question: Question, steps: str | None) -> list[str]:
     lines = [f"{claim.arm} against {baseline}: {claim.verdict.word} ({claim.verdict.reason})"]
     beside = []
-    if claim.dunnett is not None and not math.isnan(claim.dunnett):
-        beside.append(f"Dunnett p {_p(claim.dunnett)}")
+    if claim.dunnett is not None:
+        none = math.isnan(claim.dunnett)
+        beside.append("no Dunnett p: there is no estimate of chance" if none else f"Dunnett p {_p(claim.dunnett)}")
     if claim.pairing is not None and not math.isnan(claim.pairing.correlation):
         pairing = claim.pairing
         helps = "pairs help" if pairing.helps else "pairs are not shown to help"

@@ -145,7 +145,8 @@ def _claims(arms: Sequence[Arm], baseline: Arm, question: Question, curves: bool
         else:
             found[arm.name] = stats.compare(arm.values, baseline.values, alpha=alpha, margin=margin)
     verdicts = stats.judge(found, alpha=alpha, margin=margin)
-    dunnett = stats.dunnett({arm.name: arm.values for arm in [baseline, *comparable]}, baseline.name) if comparable else {}
+    whole = [arm for arm in comparable if _doubted(arm, baseline) is None]
+    dunnett = stats.dunnett({arm.name: arm.values for arm in [baseline, *whole]}, baseline.name) if whole else {}
     timed = curves and question.target is not None
     times = {arm.name: arm.times(_last(arms)) for arm in arms} if timed else {}
     return [
@@ -153,7 +154,7 @@ def _claims(arms: Sequence[Arm], baseline: Arm, question: Question, curves: bool
             arm=arm.name,
             verdict=_doubted(arm, baseline) or verdicts[arm.name],
             comparison=found.get(arm.name),
-            dunnett=dunnett.get(arm.name),
+            dunnett=dunnett.get(arm.name, math.nan),
             pairing=pairings.get(arm.name),
             ratio=stats.steps_ratio(times[arm.name], times[baseline.name], alpha=alpha) if timed else None,
             times_p=stats.log_rank(times[arm.name], times[baseline.name]) if timed else None,

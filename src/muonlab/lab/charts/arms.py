@@ -45,7 +45,9 @@ def train_times(results: Results) -> Chart | None:
 
 
 def _interval(name: str, summary: stats.Summary) -> dict[str, Any]:
-    return {"arm": name, "mean": summary.mean, "low": summary.low, "high": summary.high}
+    """Runs that are all equal, or one alone, have no interval: its line is the mean's stroke."""
+    low, high = (summary.mean, summary.mean) if math.isnan(summary.low) else (summary.low, summary.high)
+    return {"arm": name, "mean": summary.mean, "low": low, "high": high}
 
 
 def _dots(results: Results, rows: list[dict[str, Any]], intervals: list[dict[str, Any]], title: str, digits: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import altair as alt
@@ -114,7 +115,7 @@ def _means(results: Results, rows: list[dict[str, Any]]) -> list[dict[str, Any]]
     for arm in results.arms:
         if arm.summary is not None and arm.name in points:
             s, point = arm.summary, points[arm.name]
-            low, high = (s.low, s.high) if s.n > 1 else (s.mean, s.mean)
+            low, high = (s.mean, s.mean) if math.isnan(s.low) else (s.low, s.high)
             found.append({"arm": arm.name, "series": point["series"], "x": point["x"], "mean": s.mean, "low": low, "high": high})
     return sorted(found, key=lambda row: (row["series"], row["x"])) if found else found
 

@@ -14,7 +14,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
-from muonlab.lab.stats.samples import has_spread
+from muonlab.lab.stats.samples import estimable
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def compare(arm: Sequence[float], baseline: Sequence[float], *, alpha: float = 0
         raise ValueError("expected values on both sides, got none on one")
     difference = statistics.fmean(arm) - statistics.fmean(baseline)
     no_margin = None if margin is None else math.nan
-    if min(len(arm), len(baseline)) < 2 or not (has_spread(arm) or has_spread(baseline)):
+    if not estimable(arm, baseline):
         return Comparison(difference, math.nan, math.nan, math.nan, no_margin)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # one side may have no spread: the test goes by the other's
@@ -124,18 +124,20 @@ def _wilcoxon(d: np.ndarray, alpha: float, margin: float | None) -> _Found:
 def dunnett(arms: Mapping[str, Sequence[float]], baseline: str) -> dict[str, float]:
     """Dunnett's p of each arm but the baseline: many to one, equal variances, adjusted for the number of arms.
 
-    Nan for all where nothing has any spread. Raises ValueError for an unknown baseline or an arm without values.
+    Nan where arm and baseline give no estimate of chance; such an arm does not count for the others. Raises ValueError for an
+    unknown baseline or an arm without values.
     """
     others = [name for name in arms if name != baseline]
     if baseline not in arms or not all(len(values) for values in arms.values()):
         raise ValueError("expected the baseline among the arms, and values in all of them")
-    spread = any(np.ptp(values) > 0 for values in arms.values())
-    if not others or not spread:
-        return dict.fromkeys(others, math.nan)
+    found_none = dict.fromkeys(others, math.nan)
+    others = [name for name in others if estimable(arms[name], arms[baseline])]
+    if not others:
+        return found_none
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # some arms may have no spread: it is pooled
         found: Any = stats.dunnett(*(np.asarray(arms[name]) for name in others), control=np.asarray(arms[baseline]), rng=0)
-    return dict(zip(others, map(float, found.pvalue), strict=True))
+    return found_none | dict(zip(others, map(float, found.pvalue), strict=True))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -22,9 +22,16 @@ def has_spread(values: ArrayLike) -> np.ndarray:
     return np.ptp(x, axis=-1) > 1e-12 * np.abs(x).max(axis=-1)
 
 
+def estimable(*samples: Sequence[float]) -> bool:
+    """Is there an estimate of chance? The one place that decides it, for intervals, tests and verdicts: two values in each sample,
+    and a spread in one of them."""
+    return all(len(values) > 1 for values in samples) and any(has_spread(values) for values in samples)
+
+
 @dataclass(frozen=True)
 class Summary:
-    """Of one sample; low and high are the Student-t confidence interval of the mean (nan for fewer than two values)."""
+    """Of one sample; low and high are the Student-t confidence interval of the mean (nan for fewer than two values, and for
+    equal ones)."""
 
     n: int
     mean: float
@@ -43,6 +50,7 @@ def summarize(values: Sequence[float], alpha: float = 0.05) -> Summary:
     mean, std, half = statistics.fmean(values), math.nan, math.nan
     if len(values) > 1:
         std = statistics.stdev(values)
+    if estimable(values):
         half = float(stats.t.ppf(1 - alpha / 2, len(values) - 1)) * std / math.sqrt(len(values))
     return Summary(len(values), mean, std, mean - half, mean + half, statistics.median(values), min(values), max(values))
 
@@ -72,7 +80,7 @@ def one_sample(values: Sequence[float], target: float, *, alpha: float = 0.01) -
     """Did the mean get below the target? The level is the speed-run rule's. Raises ValueError for no values."""
     found = summarize(values, alpha)
     p, low, high = math.nan, math.nan, math.nan
-    if found.n > 1 and has_spread(values):
+    if estimable(values):
         test: Any = stats.ttest_1samp(values, target, alternative="less")
         p = float(test.pvalue)
         low, high = _bootstrap(values, alpha)
