@@ -16,7 +16,7 @@ from muonlab.optim.live import Live, LiveGroup
 from muonlab.optim.matrices import PLAIN, MatrixSpec
 from muonlab.optim.plan import Plan, PlanRow
 from muonlab.optim.rules import UpdateRule
-from muonlab.optim.stacks import Stack, apply_rule, at, build_stacks, has_state_of, members_of, state_names
+from muonlab.optim.stacks import Stack, apply_rule, at, build_stacks, fresh_state, has_state_of, members_of, state_names
 
 NONFINITE = ("skip", "raise", "ignore")
 
@@ -178,6 +178,20 @@ class Optimizer(torch.optim.Optimizer):
         return self._about[p][0]
 
     # -- state --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """All state as on the first day, in the memory where it is: what was captured or compiled goes on with it. Live keys stay.
+
+        For steps that were taken to warm up only: put the weights back, reset, and the run is the one without them, bit for bit.
+        What others put into `state` is theirs, and stays.
+        """
+        for stack in self.current_stacks():
+            rows = stack.starts[-1] + len(stack.members[-1].which)
+            fresh = fresh_state(stack.rule, (rows, *stack.shape), stack.members[0].param, self._exact)
+            for name, tensor in stack.state.items():
+                tensor.copy_(fresh.get(name, torch.zeros_like(tensor)))  # SGD keeps a buffer that it had
+        self.skipped = 0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` returned, by parameter name where both sides have names, else by position.

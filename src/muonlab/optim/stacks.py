@@ -53,6 +53,7 @@ class Stack:
     state: dict[str, Tensor]  # name -> (B, ...)
     kind: tuple[torch.dtype, torch.device]  # of its parameters
     rule: UpdateRule  # that of its group when it was built
+    shape: tuple[int, ...]  # of a row
     views: list[dict[str, Tensor]] = field(default_factory=list)  # of each member
     factors: dict[tuple[float, ...], Tensor] = field(default_factory=dict)  # lists of multipliers that were needed, on the device
     multipliers: dict[str, Tensor | None] = field(default_factory=dict)  # lr_mul and wd_mul of each row (B,), where they are lists
@@ -209,7 +210,7 @@ def build_stacks(
             counts = [len(m.which) for m in members]
             stacked = fresh_state(rule, (sum(counts), *shape), members[0].param, exact)
             starts = [sum(counts[:i]) for i in range(len(counts))]
-            stack = Stack(g, members, starts, norm_dim, stacked, (dtype, device), rule)
+            stack = Stack(g, members, starts, norm_dim, stacked, (dtype, device), rule, shape)
             for member, start, count in zip(members, starts, counts, strict=True):
                 views = {}
                 for name, tensor in stacked.items():
