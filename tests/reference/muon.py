@@ -27,12 +27,15 @@ def stepped(w, d, lr, wd, decay):
     """W after the step with the update D and decoupled weight decay; any sign of wd; the decay never sees the shape factor.
 
     param: W(1 − lr wd) − lr D.   update: W − lr (D + wd D).   both: W − lr (D + wd (W + D)).
+    coupled: the decay is in the gradient already, G + wd W.
     cautious: W − lr wd 1[D ⊙ W ≥ 0] ⊙ W − lr D, both terms with the W before the step (arXiv 2510.12402).
     squared, cautious_squared: as param and cautious, with lr · wd · lr in place of lr · wd (modded-nanogpt).
     """
     mask = (d * w >= 0).double()
     if decay == "param":
         return w - lr * wd * w - lr * d
+    if decay == "coupled":
+        return w - lr * d
     if decay == "update":
         return w - lr * (d + wd * d)
     if decay == "both":
@@ -64,7 +67,7 @@ class Muon:
 
     def direction(self, g):
         """U: the momentum, looked ahead or not."""
-        g = g.double()
+        g = g.double() + (self.wd * self.w if self.decay == "coupled" else 0)
         new = (1 - self.mu) * g if self.form == "ema" else g
         self.m = self.mu * self.m + new
         return self.mu * self.m + new if self.nesterov else self.m

@@ -59,7 +59,7 @@ def test_muon_matches_the_pseudocode(nesterov, form, scale, device):
     assert run_both(rule, reference, device=device) < 1e-9
 
 
-@pytest.mark.parametrize("decay", ["param", "update", "both", "cautious", "squared", "cautious_squared"])
+@pytest.mark.parametrize("decay", ["param", "update", "both", "cautious", "squared", "cautious_squared", "coupled"])
 @pytest.mark.parametrize("wd", [0.3, -0.4])
 def test_every_decay_matches_the_pseudocode(decay, wd, device):
     rule = variant("muon").rule(decay=decay, orthogonalizer="polar_express5")

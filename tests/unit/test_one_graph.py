@@ -223,7 +223,7 @@ OPTIONS = {
     "rounded": {"momentum_dtype": "bfloat16"},
     "heavy": {"momentum_form": "heavy_ball"},
     "plain": {"nesterov": False},
-    **{decay: {"decay": decay} for decay in ("cautious", "update", "both", "squared", "cautious_squared")},
+    **{decay: {"decay": decay} for decay in ("cautious", "update", "both", "squared", "cautious_squared", "coupled")},
 }
 CASES = [(name, {}) for name in NAMES] + [("adamw", OPTIONS["exact"]), ("adamw", OPTIONS["multipliers"])]
 CASES += [("muon", options) for options in OPTIONS.values()]

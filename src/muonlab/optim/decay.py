@@ -1,4 +1,4 @@
-"""Weight decay, decoupled from the gradient. It acts at the unscaled learning rate, before the update."""
+"""Weight decay: decoupled from the gradient, at the unscaled learning rate and before the update, or coupled (L2)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 
 class Decay(Protocol):
+    def gradient(self, step: Step) -> Tensor:
+        """The gradient that the momentum is to see."""
+        ...
+
     def __call__(self, u: Tensor, step: Step) -> Scalar:
         """Decays step.weights in place; u (B, m, n) is the update that will be subtracted. Returns what to multiply it by."""
         ...
@@ -29,6 +33,9 @@ class ParamDecay:
     """
 
     squared: bool = False
+
+    def gradient(self, step: Step) -> Tensor:
+        return step.grads
 
     def __call__(self, u: Tensor, step: Step) -> Scalar:
         step.shrink(self.amount(step))
@@ -67,6 +74,9 @@ class UpdateDecay:
 
     both: bool = False
 
+    def gradient(self, step: Step) -> Tensor:
+        return step.grads
+
     def __call__(self, u: Tensor, step: Step) -> Scalar:
         if self.both:
             step.shrink(step.lr * step.weight_decay)
@@ -76,6 +86,20 @@ class UpdateDecay:
         return "both_decay" if self.both else "update_decay"
 
 
+@dataclass(frozen=True)
+class CoupledDecay:
+    """G ← G + wd·W before the momentum: the L2 penalty of torch.optim.SGD and Adam. Its size is lost in an orthogonalization."""
+
+    def gradient(self, step: Step) -> Tensor:
+        return step.penalized()
+
+    def __call__(self, u: Tensor, step: Step) -> Scalar:
+        return 1.0
+
+    def __str__(self) -> str:
+        return "coupled_decay"
+
+
 _DECAYS: dict[str, Decay] = {
     "param": ParamDecay(),
     "cautious": CautiousDecay(),
@@ -83,6 +107,7 @@ _DECAYS: dict[str, Decay] = {
     "both": UpdateDecay(both=True),
     "squared": ParamDecay(squared=True),
     "cautious_squared": CautiousDecay(squared=True),
+    "coupled": CoupledDecay(),
 }
 
 

@@ -19,12 +19,13 @@ class AdamW:
     """W ← W(1 − η·wd) − η·m̂/(√v̂ + eps) (arXiv 1711.05101), elementwise, in torch.optim.AdamW's order of operations.
 
     State per parameter: exp_avg, exp_avg_sq and step, named as torch names them. The step count is per parameter, so
-    one that had no gradient for a while gets its own bias correction.
+    one that had no gradient for a while gets its own bias correction. coupled: G + wd·W in place of the decay: torch.optim.Adam.
     """
 
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     apply: Apply = SUBTRACT
+    coupled: bool = False
 
     matrices: ClassVar[bool] = False
 
@@ -40,9 +41,9 @@ class AdamW:
         }
 
     def __call__(self, step: Step) -> None:
-        g, (beta1, beta2), eps = step.grads, step.scalars["betas"], step.scalars["eps"]
+        (beta1, beta2), eps = step.scalars["betas"], step.scalars["eps"]
         self.apply.prepare(step)
-        step.shrink(step.lr * step.weight_decay)
+        g = _decayed(step, self.coupled)
         m = arithmetic.lerp_(step.state["exp_avg"], g, 1 - beta1)
         v = arithmetic.add_square_(step.state["exp_avg_sq"].mul_(beta2), g, 1 - beta2)
         t = step.count("step").double().reshape(-1, *[1] * (g.ndim - 1))
@@ -55,15 +56,19 @@ class AdamW:
         return 1.0
 
     def describe(self) -> str:
-        return _described("adamw", self.apply)
+        return _described("adam, coupled decay" if self.coupled else "adamw", self.apply)
 
 
 @dataclass(frozen=True)
 class Lion:
-    """W ← W(1 − η·wd) − η·sign(β₁M + (1−β₁)G), then M ← β₂M + (1−β₂)G (arXiv 2302.06675). State: exp_avg."""
+    """W ← W(1 − η·wd) − η·sign(β₁M + (1−β₁)G), then M ← β₂M + (1−β₂)G (arXiv 2302.06675). State: exp_avg.
+
+    coupled: G + wd·W in place of the decay.
+    """
 
     betas: tuple[float, float] = (0.9, 0.99)
     apply: Apply = SUBTRACT
+    coupled: bool = False
 
     matrices: ClassVar[bool] = False
 
@@ -74,9 +79,9 @@ class Lion:
         return {"exp_avg": torch.zeros_like(like), **self.apply.init(like)}
 
     def __call__(self, step: Step) -> None:
-        g, m, (beta1, beta2) = step.grads, step.state["exp_avg"], step.scalars["betas"]
+        m, (beta1, beta2) = step.state["exp_avg"], step.scalars["betas"]
         self.apply.prepare(step)
-        step.shrink(step.lr * step.weight_decay)
+        g = _decayed(step, self.coupled)
         update = arithmetic.lerp(m, g, 1 - beta1).sign_()
         arithmetic.lerp_(m, g, 1 - beta2)
         self.apply(update, step, step.lr)
@@ -85,7 +90,7 @@ class Lion:
         return 1.0
 
     def describe(self) -> str:
-        return _described("lion", self.apply)
+        return _described("lion, coupled decay" if self.coupled else "lion", self.apply)
 
 
 @dataclass(frozen=True)
@@ -115,10 +120,7 @@ class SGD:
 
     def __call__(self, step: Step) -> None:
         self.apply.prepare(step)
-        d, mu = step.grads, step.scalars["momentum"]
-        if isinstance(step.weight_decay, Tensor) or step.weight_decay:
-            w = step.matrices()
-            d = d + w * step.weight_decay if isinstance(step.weight_decay, Tensor) else d.add(w, alpha=step.weight_decay)
+        d, mu = step.penalized(), step.scalars["momentum"]
         if "momentum_buffer" in step.state:
             d = self._with_momentum(d, step, mu)
         self.apply(d, step, step.lr)
@@ -143,6 +145,14 @@ class SGD:
 
     def describe(self) -> str:
         return _described("sgd", self.apply)
+
+
+def _decayed(step: Step, coupled: bool) -> Tensor:
+    """The gradient to go by, once the weights have decayed or it has taken the decay in."""
+    if coupled:
+        return step.penalized()
+    step.shrink(step.lr * step.weight_decay)
+    return step.grads
 
 
 def _described(name: str, apply: Apply) -> str:

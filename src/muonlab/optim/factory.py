@@ -117,7 +117,8 @@ def aux_rule(
         return main, lr  # the whole model goes one way
     # Beside AdamW itself the rest is trained as the matrices are, unless told otherwise.
     base, fallback = (main, lr) if isinstance(main, AdamW) else (AdamW(), AUX_LR)
-    return AdamW(base.betas if betas is None else betas, base.eps if eps is None else eps), fallback
+    betas, eps = base.betas if betas is None else betas, base.eps if eps is None else eps
+    return AdamW(betas, eps, coupled=base.coupled), fallback
 
 
 def _constrained(

@@ -29,6 +29,7 @@ class Muown:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     scale: str = "match_adamw_rms"
+    coupled: bool = False  # wd·W joins the gradient, in place of the decay
 
     matrices: ClassVar[bool] = True
 
@@ -46,6 +47,8 @@ class Muown:
 
     def __call__(self, step: Step) -> None:
         state, w = step.state, step.matrices()
+        if self.coupled:
+            step.grads = step.penalized()
         mu, (beta1, beta2), eps = step.scalars["momentum"], step.scalars["betas"], step.scalars["eps"]
         t = step.count("step").double().reshape(-1, 1, 1)
         norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
@@ -72,7 +75,7 @@ class Muown:
         still = ((o == 0).all(-1, keepdim=True)) & (first == 0)  # such a row stays as it is, to the bit
         new = torch.where(still, w, new)
         decay = step.lr * step.weight_decay
-        if isinstance(decay, Tensor) or decay:
+        if not self.coupled and (isinstance(decay, Tensor) or decay):
             new = new - decay * w
             g = torch.linalg.vector_norm(new, dim=-1, keepdim=True)
         step.write(new)

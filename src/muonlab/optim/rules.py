@@ -61,6 +61,13 @@ class Step:
         """The count of that name (B,), one further."""
         return self.state[name].add_(1 if self.taken is None else self.taken)
 
+    def penalized(self) -> Tensor:
+        """G + wd·W: coupled weight decay."""
+        wd = self.weight_decay
+        if isinstance(wd, Tensor):
+            return self.grads + self.matrices() * wd
+        return self.grads.add(self.matrices(), alpha=wd) if wd else self.grads
+
     def subtract(self, update: Tensor, factor: Scalar) -> None:
         """W ← W − factor · update, for every matrix of the stack."""
         if isinstance(factor, Tensor):
@@ -142,6 +149,7 @@ class MatrixRule:
 
     def __call__(self, step: Step) -> None:
         self.apply.prepare(step)
+        step.grads = self.decay.gradient(step)
         u = self.momentum(step.grads, step)
         for piece in self.precondition:
             u = _then(u, piece(u, step))
