@@ -222,6 +222,8 @@ def schema(kind: Literal["recipe", "experiment"]) -> None:
     """
     from muonlab.lab.experiment import ExperimentConfig
     from muonlab.train.recipe import Recipe
+    from muonlab.train.unset import with_the_word
 
     model = Recipe if kind == "recipe" else ExperimentConfig
-    print(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}, indent=1))
+    found = with_the_word(model.model_json_schema())
+    print(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **found}, indent=1))

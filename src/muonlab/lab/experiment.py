@@ -22,7 +22,7 @@ from pydantic import (
 from muonlab.errors import InputError
 from muonlab.lab.disguise import find as find_disguises
 from muonlab.lab.followups import HeadToHead, Refine, expand
-from muonlab.lab.grid import overlap, point_name, read_grid
+from muonlab.lab.grid import overlap, point_name, read_grid, without_twins
 from muonlab.lab.store import run_folder_name
 from muonlab.names import did_you_mean
 from muonlab.train.layers import explicit, laid
@@ -193,8 +193,10 @@ def load_experiment(
             known = [*Recipe.model_fields, "grid", "zip"]
             problems += [f"{path}: arm {arm!r}: {key}: unknown key; {did_you_mean(key, known)}" for key in unknown]
             continue
-        for swept in grid.points():
+        for swept, again in without_twins(grid.points()):
             name = point_name(arm, swept)
+            if again is not None:
+                problems.append(f"{path}: {point_name(arm, again)!r} is {name!r} once more: the same runs would count twice")
             if any(cell.name == name for cell in cells):
                 problems.append(f"{path}: there are two arms {name!r}: the same runs would count twice")
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,16 @@ class Grid:
         together = [dict(zip(self.zipped, row, strict=True)) for row in zip(*self.zipped.values(), strict=True)] or [{}]
         crossed = [dict(zip(self.crossed, row, strict=True)) for row in itertools.product(*self.crossed.values())]
         return [{**point, **row} for point in crossed for row in together]
+
+
+def without_twins(points: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Every point, with a later one that is written otherwise but is the same: 1 and 1.0, 0.0 and -0.0."""
+    for i, point in enumerate(points):
+        yield point, next((p for p in points[i + 1 :] if repr(p) != repr(point) and _comparable(p) == _comparable(point)), None)
+
+
+def _comparable(point: dict[str, Any]) -> dict[str, Any]:
+    return {key: (isinstance(value, bool), value) for key, value in point.items()}
 
 
 def read_grid(shared: Mapping[str, Any], changes: dict[str, Any], where: str, problems: list[str]) -> Grid:

@@ -40,6 +40,7 @@ from muonlab.presets import presets
 from muonlab.train.layers import is_factor, laid, scaled
 from muonlab.train.schedule import ScheduleConfig
 from muonlab.train.settings import read_toml, validated, with_overrides
+from muonlab.train.unset import WORD, unset
 
 Rate = Annotated[float, Field(gt=0, le=1e6)]  # learning rates; beyond that float32 overflows in the first step
 Role = Literal["matrix", "embedding", "head", "vector"]
@@ -101,6 +102,15 @@ class OptimizerConfig(BaseModel):
         {}, description="{pattern: factor} on the learning rate of single parameters"
     )
     wd_mul: dict[str, float] = Field({}, description="{pattern: factor} on the weight decay of single parameters")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unset(cls, settings: Any) -> Any:
+        """The optimizer's own options that may have no value (AdaMuon's beta2) and are "none" have none."""
+        if not isinstance(settings, dict) or settings.get("name", "muon") not in variants():
+            return settings
+        options = variant(settings.get("name", "muon")).options()
+        return {k: v for k, v in settings.items() if not (v == WORD and k in options and options[k].default is None)}
 
     @model_validator(mode="after")
     def _options_fit(self) -> OptimizerConfig:
@@ -262,7 +272,7 @@ class Recipe(BaseModel):
         """Presets and scale_steps give way to the ordinary values that they stand for; what cannot be expanded is refused below."""
         if not isinstance(settings, dict):
             return settings
-        settings = laid({}, settings)
+        settings = unset(cls, laid({}, settings))
         if is_factor(settings.get("scale_steps")):
             settings = scaled(settings, settings.pop("scale_steps"), _STEP_COUNTS)
         return settings

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Tag, ValidationError
 
 from muonlab.errors import InputError
 from muonlab.names import did_you_mean
+from muonlab.train.unset import WORD, may_be_none, unset
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -93,7 +94,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 def validated(model: type[M], settings: Mapping[str, Any], source: str) -> M:
     """`settings` as a model. Raises InputError with a line for each problem, `source` before it."""
     try:
-        return model.model_validate(settings)
+        return model.model_validate(unset(model, settings))
     except ValidationError as error:
         lines = [line for problem in error.errors() for line in _in_words(model, dict(problem)).split("\n")]
         raise InputError(*(f"{source}: {line}" for line in lines)) from None
@@ -126,6 +127,8 @@ def _in_words(model: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"{prefix}expected at least one, got none"
     message = problem["msg"].removeprefix("Input ").replace("should be", "expected", 1)
     message = re.sub("valid dictionary.*", "table", message)
+    off = isinstance(given, str) or given in (0, False)  # what one writes for "not at all"
+    message += f', or "{WORD}"' if off and location and may_be_none(table, str(path[-1])) else ""
     return f"{prefix}{message}, got {given!r}"
 
 
