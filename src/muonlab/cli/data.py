@@ -134,6 +134,7 @@ def show_data(
     """
     from muonlab.data.packing import PackedLoader
     from muonlab.data.prepared import open_prepared
+    from muonlab.data.tokenizers import continuation
 
     positive("--context", context)
     made = open_prepared(folder)
@@ -145,7 +146,7 @@ def show_data(
     texts = []
     for i in range(min(examples, len(made.train))):
         tokens, lead = made.train.tokens(i), made.train.masked(i)
-        texts.append({"prompt": tokenizer.decode(tokens[:lead]), "answer": tokenizer.decode(tokens[lead:])})
+        texts.append({"prompt": tokenizer.decode(tokens[:lead]), "answer": continuation(tokenizer, tokens[:lead], tokens[lead:])})
     waste = None if packed is None else {**vars(packed), "context": context, "share": packed.share}
     found = {"folder": str(folder), "sha256": made.sha256, **made.manifest, "packing": waste, "examples": texts}
     show(found, json, lambda: "\n".join([*_summary(made), *_packing(packed, context), *_marked(texts)]))

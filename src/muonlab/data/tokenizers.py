@@ -51,6 +51,25 @@ class Tokenizer(Protocol):
         ...
 
 
+_UNFINISHED = 32  # tokens: how far back a character may begin. (A run of byte tokens is decoded whole or not at all.)
+
+
+def continuation(tokenizer: Tokenizer, before: Sequence[int], tokens: Sequence[int]) -> str:
+    """The text that `tokens` add after the tokens `before`: text of both = text of `before` + this.
+
+    Decoded alone, a continuation is taken for the beginning of a text, which Llama-style and Metaspace tokenizers rob of its space.
+    A character that `before` leaves unfinished belongs to the continuation.
+    """
+    begin = len(before)
+    if begin and before[-1] != tokenizer.end:  # the text after an end begins anew
+        begin -= 1
+        while begin > 0 and len(before) - begin < _UNFINISHED and tokenizer.decode(before[begin:]).endswith("\ufffd"):
+            begin -= 1
+    head, whole = tokenizer.decode(before[begin:]), tokenizer.decode([*before[begin:], *tokens])
+    shared = min(len(head), len(whole))
+    return whole[next((i for i in range(shared) if head[i] != whole[i]), shared) :]
+
+
 def about(tokenizer: Tokenizer) -> dict[str, Any]:
     """What manifests and runs say of it."""
     return {key: getattr(tokenizer, key) for key in ("name", "sha256", "vocab_size", "end")}

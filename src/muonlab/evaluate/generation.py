@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muonlab.data.tokenizers import Tokenizer
+from muonlab.data.tokenizers import Tokenizer, continuation
 from muonlab.errors import InputError, RunError
 from muonlab.evaluate.loading import LoadedRun
 from muonlab.models.decoding import select
@@ -30,6 +30,7 @@ Reason = Literal["end", "stop", "max_tokens", "context"]
 
 _LOGITS_AT_A_TIME = 1 << 26  # numbers: how much of the prompts is read at once (256 MiB)
 _SHARED = 16  # tokens that all prompts must begin with before they are read once for all
+_NEAR = 8  # tokens before a text that decide how it is decoded
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ class _Row:
     random: np.random.Generator
     tokens: list[int] = field(default_factory=list)
     reason: Reason | None = None
+    said: str = ""
 
     def take(self, token: int) -> None:
         self.tokens.append(token)
@@ -194,7 +196,7 @@ class _Row:
 
     def text(self) -> str:
         """Up to the first stop text."""
-        text = self.tokenizer.decode(self.tokens)
+        text = continuation(self.tokenizer, self.prompt, self.tokens)
         ends = [at for at in map(text.find, self.stop) if at >= 0]
         return text[: min(ends)] if ends else text
 
@@ -202,14 +204,19 @@ class _Row:
         """The part that stays whatever comes: without a character that is not whole yet, or what a stop text may begin with."""
         text = self.text().rstrip("\ufffd")
         held = (n for stop in self.stop for n in range(1, len(stop)) if text.endswith(stop[:n]))
-        return text[: len(text) - max(held, default=0)]
+        text = text[: len(text) - max(held, default=0)]
+        if len(text) > len(self.said):  # a run of byte tokens that is not whole takes its characters back for a while
+            self.said = text
+        return self.said
 
     def _stops(self) -> bool:
         """Has a stop text come? Looks at the end alone, and at all only if there is one: texts are long."""
         last = 4 * max(map(len, self.stop)) + 8  # a token is at least a byte
-        if not any(stop in self.tokenizer.decode(self.tokens[-last:]) for stop in self.stop):
+        before = [*self.prompt[-_NEAR:], *self.tokens[:-last]][-_NEAR:]
+        end = continuation(self.tokenizer, before, self.tokens[-last:])
+        if not any(stop in end for stop in self.stop):
             return False
-        text = self.tokenizer.decode(self.tokens)
+        text = continuation(self.tokenizer, self.prompt, self.tokens)
         return any(stop in text for stop in self.stop)
 
 

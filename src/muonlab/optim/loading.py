@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from muonlab.optim.apply import CONSTRAINTS, constraint
 from muonlab.optim.checks import check_scalars
+from muonlab.optim.elementwise import SGD
+from muonlab.optim.momentum import Momentum
 from muonlab.optim.routing import plain_name
-from muonlab.optim.stacks import at, has_state_of, members_of, state_like
+from muonlab.optim.shadow import MANTISSA
+from muonlab.optim.stacks import at, members_of, state_like
 from muonlab.optim.variants import variants
 
 if TYPE_CHECKING:
@@ -44,7 +49,8 @@ def match(optimizer: Optimizer, state_dict: dict[str, Any]) -> tuple[dict[Tensor
         for p, (index, _, _) in zip(group["params"], sources, strict=True):
             entry = state_dict["state"].get(index)
             if entry:
-                state[p] = _checked(optimizer, p, rule, entry)
+                had = isinstance(rule, SGD) and "momentum_buffer" in entry  # from before its momentum was set to 0
+                state[p] = _checked(optimizer, p, rule.fitted({"momentum": 1.0}) if had else rule, entry)
     return state, new_groups
 
 
@@ -104,19 +110,27 @@ def _checked(optimizer: Optimizer, p: Tensor, rule: Any, entry: dict[str, Any]) 
     for shape, member in members_of(p, 0, rule, optimizer._spec(p)):
         like = state_like(member, shape, rule, optimizer._exact, device="meta")
         expected |= {k: v.shape for k, v in like.items()}
-    got = {k: v.shape for k, v in entry.items() if k in expected and isinstance(v, Tensor)}
-    if not got and not any(has_state_of(v.rule(), entry) for v in variants().values()):
-        return copy.deepcopy(entry)  # saved before the first step
-    if expected != got:
+    known = {*expected, *_known_names()}
+    own = {k: v.shape for k, v in entry.items() if isinstance(v, Tensor) and (k in known or k.partition(".")[0] in known)}
+    if not own:
+        return copy.deepcopy(entry)  # only what others put there, saved before the first step
+    if expected != own:
         raise ValueError(
-            f"state of a parameter of shape {tuple(p.shape)}: expected {_text(expected)}, got "
-            f"{_text({k: v.shape for k, v in entry.items() if isinstance(v, Tensor)})}. "
+            f"state of a parameter of shape {tuple(p.shape)}: expected {_text(expected)}, got {_text(own)}. "
             f"It was saved by another rule or for another shape than {rule.describe()!r}."
         )
     # A copy in the saved dtype: the stack converts it to the dtype that the rule keeps. What is not the rule's, but was put there
     # by somebody else, is carried along as it is.
     others = {k: v for k, v in entry.items() if k not in expected}
     return copy.deepcopy(others) | {k: entry[k].detach().to(p.device, copy=True) for k in expected}
+
+
+@cache
+def _known_names() -> set[str]:
+    """What any rule here calls its state, constraints and exact weights included."""
+    applies = [constraint(name) for name in CONSTRAINTS] + [constraint("unit_norm", every=2)]
+    rules = [v.rule() for v in variants().values()] + [SGD(momentum=0.9), Momentum(dtype="bfloat16"), *applies]
+    return {MANTISSA} | {name for rule in rules for name in rule.init(torch.empty(1, 1, 1, device="meta"))}
 
 
 def _text(shapes: dict[str, torch.Size]) -> str:
