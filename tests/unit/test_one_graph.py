@@ -451,3 +451,41 @@ def test_a_compiled_step_takes_a_large_finite_gradient():
     two.step()
     assert one.skipped == two.skipped == 0
     assert_same(model, ordinary)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamuon"])
+def test_without_eps_a_step_that_is_not_taken_leaves_numbers(name):
+    (model, _), _ = twins("muon")
+    options = {"eps": 0.0}
+    optimizer = Optimizer([model.ps[0]], variant(name).rule(**options), lr=0.1)
+    before = model.ps[0].detach().clone()
+    give(model, 0)
+    model.ps[0].grad[0, 0] = float("inf")
+    live_step(optimizer)
+    assert torch.equal(model.ps[0], before)
+
+
+def test_a_group_that_is_replaced_later_is_followed():
+    (model, ordinary), (one, two) = twins("muon")
+    for t in range(4):
+        for m in (model, ordinary):
+            give(m, t)
+        for optimizer in (one, two):
+            if t == 2:
+                optimizer.param_groups[0] = optimizer.param_groups[0] | {"lr": 0.5}
+            if t == 3:
+                optimizer.param_groups[0]["lr"] = 0.9
+        live_step(one)
+        two.step()
+        assert_same(model, ordinary)
+
+
+def test_a_capture_needs_the_state_as_it_is():
+    (model, _), (one, _) = twins("muon")
+    give(model, 0)
+    live_step(one)
+    graph.prepare_capture(one)
+    p = model.ps[0]
+    one.state[p]["momentum_buffer"] = one.state[p]["momentum_buffer"].clone()
+    with pytest.raises(RuntimeError, match="take an ordinary step first"):
+        graph.prepare_capture(one)

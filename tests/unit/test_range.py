@@ -185,3 +185,20 @@ def test_a_large_finite_gradient_is_finite(value):
     assert not check_gradients(groups, "skip")
     with pytest.raises(FloatingPointError, match="1 of 1 gradients are not finite"):
         check_gradients(groups, "raise")
+
+
+@pytest.mark.parametrize("method", ["keller5", "fast", "cayley", "svd"])
+@pytest.mark.parametrize("c", [1e-250, 1e-200, 1e200, 1e250])
+def test_float64_has_its_own_range(method, c):
+    g = draw(20, 30).double()
+    torch.testing.assert_close(orthogonalize(g * c, method), orthogonalize(g, method), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", EXACT)
+def test_a_bad_matrix_spoils_itself_alone_in_exact_methods_too(method):
+    stack = draw(3, 8, 9)
+    good = orthogonalize(stack, method)
+    stack[1, 2, 3] = float("nan")
+    found = orthogonalize(stack, method)
+    torch.testing.assert_close(found[[0, 2]], good[[0, 2]])
+    assert found[1].isnan().any()

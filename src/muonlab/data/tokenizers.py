@@ -54,7 +54,7 @@ class Tokenizer(Protocol):
 _UNFINISHED = 32  # tokens: how far back a character may begin. (A run of byte tokens is decoded whole or not at all.)
 
 
-def continuation(tokenizer: Tokenizer, before: Sequence[int], tokens: Sequence[int]) -> str:
+def continuation(tokenizer: Tokenizer, before: Sequence[int] | TokenIds, tokens: Sequence[int] | TokenIds) -> str:
     """The text that `tokens` add after the tokens `before`: text of both = text of `before` + this.
 
     Decoded alone, a continuation is taken for the beginning of a text, which Llama-style and Metaspace tokenizers rob of its space.

@@ -138,7 +138,9 @@ class SGD:
 
     def fitted(self, group: Mapping[str, Any]) -> SGD:
         """Itself, or with the group's momentum where it was made without: it needs a buffer then."""
-        return self if self.momentum or not float(group.get("momentum", 0.0)) else replace(self, momentum=1.0)
+        live = group.get("momentum", 0.0)
+        none = not isinstance(live, Tensor) and not live  # a tensor is not looked at: that would wait for its device
+        return self if self.momentum or none else replace(self, momentum=1.0)
 
     def lr_factor(self, shape: tuple[int, ...]) -> float:
         return 1.0

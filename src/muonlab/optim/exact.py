@@ -30,10 +30,11 @@ class SVD:
             return x.clone()
         wide = x.to(torch.promote_types(self.dtype or x.dtype, torch.float32))
         wide = wide * to_unit_range(wide)
-        u, s, vt = torch.linalg.svd(wide, full_matrices=False)
+        bad = ~wide.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)  # it spoils itself alone
+        u, s, vt = torch.linalg.svd(torch.where(bad, 0.0, wide), full_matrices=False)
         tolerance = torch.finfo(wide.dtype).eps * max(x.shape[-2:])
         kept = (s > tolerance * s.amax(-1, keepdim=True)).to(wide.dtype)
-        return ((u * kept.unsqueeze(-2)) @ vt).to(x.dtype)
+        return torch.where(bad, float("nan"), (u * kept.unsqueeze(-2)) @ vt).to(x.dtype)
 
     def flops(self, m: int, n: int) -> int:
         """About 6·m·n² + 20·n³ for the thin decomposition (Golub & Van Loan, table 8.6.1), plus the product."""

@@ -61,7 +61,8 @@ def prepare_capture(optimizer: Optimizer) -> None:
     """The same while a capture is under way, when nothing new can be made: all of it has to be there."""
     before, lives = optimizer._stacks, optimizer._lives
     fresh = any(p.grad is not None for p in optimizer._idle)
-    if before is None or not lives or fresh or any(live.stale for live, _ in lives) or optimizer._missed is None:
+    fresh = fresh or any(optimizer._outgrown(s) or not s.current(optimizer.state) for s in before or [])
+    if before is None or not lives or fresh or not _following(optimizer) or optimizer._missed is None:
         raise RuntimeError(
             "expected the optimizer's state to be there before a capture: take an ordinary step first, with every gradient that "
             "the graph is to use (torch asks for such a warm-up too: https://docs.pytorch.org/docs/stable/notes/cuda.html)"
@@ -74,11 +75,17 @@ def make_ready(optimizer: Optimizer) -> None:
     stacks = optimizer._stacks or []
     for stack in stacks:
         stack.rule = optimizer.rule_of(optimizer.param_groups[stack.group])
-    if not optimizer._lives or any(live.stale for live, _ in optimizer._lives):
+    if not optimizer._lives or not _following(optimizer):
         optimizer._lives = mirror(stacks, optimizer.param_groups, (*optimizer._given, "rule"))
     device = stacks[0].kind[1] if stacks else torch.device("cpu")
     if optimizer._missed is None or optimizer._missed.device != device:
         optimizer._left_out, optimizer._missed = optimizer.skipped, torch.zeros((), dtype=torch.int64, device=device)
+
+
+def _following(optimizer: Optimizer) -> bool:
+    """Whether every group still tells its live scalars of what is assigned to it: false once another dict is in its place."""
+    groups = optimizer.param_groups
+    return all(not live.stale and live in getattr(groups[live.group], "mirrors", ()) for live, _ in optimizer._lives)
 
 
 def step(optimizer: Optimizer) -> None:

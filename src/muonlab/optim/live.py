@@ -36,6 +36,7 @@ class Live:
 
     def __init__(self, group: Mapping[str, Any], names: Iterable[str], watched: Iterable[str], device: torch.device) -> None:
         """names: the scalars that are read. watched: what else decides the step (the drop-in's nesterov, …)."""
+        self.group = 0  # its index
         self.stale = False  # a change that filling cannot follow: what was compiled is compiled anew
         self.constants: dict[str, Any] = {}  # of those names what is no number
         self._watched = {*names, *watched}

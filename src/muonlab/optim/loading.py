@@ -49,8 +49,9 @@ def match(optimizer: Optimizer, state_dict: dict[str, Any]) -> tuple[dict[Tensor
         for p, (index, _, _) in zip(group["params"], sources, strict=True):
             entry = state_dict["state"].get(index)
             if entry:
-                had = isinstance(rule, SGD) and "momentum_buffer" in entry  # from before its momentum was set to 0
-                state[p] = _checked(optimizer, p, rule.fitted({"momentum": 1.0}) if had else rule, entry)
+                if isinstance(rule, SGD) and "momentum_buffer" in entry:  # from before its momentum was set to 0
+                    rule = rule.fitted({"momentum": 1.0})
+                state[p] = _checked(optimizer, p, rule, entry)
     return state, new_groups
 
 

@@ -14,7 +14,7 @@ _BOUNDED = 2.0**50  # the products of so large entries still fit float32 when 2�
 
 def to_unit_range(x: Tensor) -> Tensor:
     """x (..., m, n) -> (..., 1, 1) in float32 (float64 for float64): the power of two that brings each matrix's largest entry
-    into [1, 2), 2¹²⁶ at most. A NaN or an infinite entry spoils its own matrix alone; a zero matrix stays zero."""
+    into [1, 2), 2¹²⁶ at most (2¹⁰²² in float64). What is NaN or infinite spoils its own matrix alone; a zero matrix stays zero."""
     return 1 / _power_of_two_below(_largest(x))
 
 
@@ -22,7 +22,7 @@ def to_float16_range(x: Tensor) -> Tensor:
     """The same for products in float16: brings ‖x‖_F into [64, 128), so that x xᵀ fits, and its small entries too."""
     s = to_unit_range(x)
     norm = torch.linalg.vector_norm(x * s, dim=(-2, -1), keepdim=True)
-    return (s * (64 / _power_of_two_below(norm))).clamp(max=2.0**126)  # a zero matrix has no norm
+    return (s * (64 / _power_of_two_below(norm))).clamp(max=_most(norm))  # a zero matrix has no norm
 
 
 def bounded(x: Tensor) -> Tensor:
@@ -58,7 +58,11 @@ def _largest(x: Tensor) -> Tensor:
 
 
 def _power_of_two_below(x: Tensor) -> Tensor:
-    """x >= 0 in float32 or float64 -> the power of two with its exponent, from 2⁻¹²⁶ to 2¹²⁶: those whose inverse float32 and
-    bfloat16 have too."""
+    """x >= 0 in float32 or float64 -> the power of two with its exponent, of those whose inverse that dtype has too (and bfloat16,
+    for float32)."""
     whole, exponent = (torch.int32, 0x7F800000) if x.dtype == torch.float32 else (torch.int64, 0x7FF0000000000000)
-    return (x.contiguous().view(whole) & exponent).view(x.dtype).clamp(2.0**-126, 2.0**126)
+    return (x.contiguous().view(whole) & exponent).view(x.dtype).clamp(1 / _most(x), _most(x))
+
+
+def _most(x: Tensor) -> float:
+    return 2.0**126 if x.dtype == torch.float32 else 2.0**1022

@@ -217,7 +217,9 @@ class Optimizer(torch.optim.Optimizer):
         return super().__getstate__() | kept | {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        # what a pickle of before these were there lacks
+        before = {"_stacks": None, "_idle": [], "_lives": [], "_left_out": state.pop("skipped", 0), "_missed": None}
+        super().__setstate__(before | state)
         self.param_groups = [LiveGroup(group) for group in self.param_groups]
 
     # -- the plan -----------------------------------------------------------------------------------------------

@@ -71,6 +71,8 @@ class Step:
     def subtract(self, update: Tensor, factor: Scalar) -> None:
         """W ← W − factor · update, for every matrix of the stack."""
         if isinstance(factor, Tensor):
+            if self.taken is not None:  # what is no number now, as 0/0 without eps, is not to reach W by a factor of zero
+                update = torch.where(self.taken, update, 0.0)
             torch._foreach_sub_(self.weights, list((update * factor).unbind(0)))  # pyright: ignore[reportPrivateImportUsage]
         else:  # the fused form: one rounding, as torch's own optimizers do it
             torch._foreach_add_(self.weights, list(update.unbind(0)), alpha=-factor)  # pyright: ignore[reportPrivateImportUsage]

@@ -105,6 +105,8 @@ class Stack:
             return value * factors[0]
         p = self.members[0].param
         if factors not in self.factors:  # making a tensor waits for a GPU
+            if len(self.factors) > 8:  # lists of before
+                self.factors.clear()
             self.factors[factors] = torch.tensor(factors, dtype=state_dtype(p), device=p.device)
         vector = self.factors[factors]
         return self._per_row(vector * (value.to(vector) if isinstance(value, Tensor) else value))
@@ -289,6 +291,7 @@ def mirror(stacks: list[Stack], groups: list[dict[str, Any]], watched: Iterable[
             for stack in here:
                 places, dtype = stack._places(range(len(stack.members))), state_dtype(stack.members[0].param)
                 stack.multipliers = {name: live.factors(name, places, dtype) for name in PER_PARAMETER}
+            live.group = g
             group.mirrors.append(live)
             found.append((live, here))
     return found
