@@ -138,9 +138,8 @@ def _scaled(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x (B, m, n) -> the same times a power of two in the dtype of the products, in memory of its own, and that power (B, 1, 1)."""
     scale = to_float16_range(x) if dtype == torch.float16 else to_unit_range(x)
     out = scratch.empty(x.shape, dtype, x.device)
-    if x.device.type == "cpu" and (
-        dtype == x.dtype or (x.dtype, dtype) == (torch.float32, torch.bfloat16)
-    ):  # of x's range: cast first, which is much faster on a CPU
+    same_range = dtype == x.dtype or (x.dtype, dtype) == (torch.float32, torch.bfloat16)
+    if same_range and x.device.type == "cpu":  # cast first, which is much faster on a CPU
         return out.copy_(x).mul_(scale.to(dtype)), scale
     return torch.mul(x, scale, out=out), scale
 
