@@ -86,7 +86,8 @@ class SOAPBasis:
     R ← βR + (1−β)GᵀG. Their eigenvectors Q are found after the first step, which goes without, and brought up to date by one
     step of the QR iteration after every `every`-th (modded-nanogpt, optimization benchmark, PR 278). State: two matrices for
     each side and one for V, in the state's dtype. Where a side has more rows than the statistics have rank (a rectangular matrix's
-    long side, at first), eigenvectors of the eigenvalue 0 are as rounding finds them: two machines may differ. Finding out which matrices are due waits for the device.
+    long side, at first), eigenvectors of the eigenvalue 0 are as rounding finds them: two machines may differ.
+    Finding out which matrices are due waits for the device.
     """
 
     beta: float = 0.9
