@@ -146,6 +146,8 @@ class OptimizerConfig(BaseModel):
         if isinstance(rest, AdamW):
             opened |= {"aux_betas": rest.betas, "aux_eps": rest.eps}
         table |= {key: value for key, value in opened.items() if table[key] is None}
+        if table.get("coupled") is False:  # an extra that is off: recipes of before there was it keep their identity
+            del table["coupled"]
         if "scale" in table:
             table["scale"] = scaling_rule(table["scale"])
         for key, parameter in chosen.options().items():  # 1 and 1.0 are the same rate

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from muonlab.names import choose
 from muonlab.optim.checks import pair
 from muonlab.optim.elementwise import Lion
 from muonlab.optim.variants import Variant
 
 
-def lion(*, betas: tuple[float, float] = (0.9, 0.99), decay: str = "param") -> Lion:
-    """W ← W(1 − η·wd) − η·sign(β₁M + (1−β₁)G), elementwise. decay "coupled": wd·W in the gradient."""
-    return Lion(pair("betas", betas), coupled=choose("decay", decay, ("param", "coupled")) == "coupled")
+def lion(*, betas: tuple[float, float] = (0.9, 0.99), coupled: bool = False) -> Lion:
+    """W ← W(1 − η·wd) − η·sign(β₁M + (1−β₁)G), elementwise. coupled: wd·W in the gradient."""
+    return Lion(pair("betas", betas), coupled=coupled)
 
 
 VARIANT = Variant(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from muonlab.names import choose
 from muonlab.optim.checks import pair
 from muonlab.optim.muown import Muown
 from muonlab.optim.polar import chosen
@@ -20,10 +19,9 @@ def muown(
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
     scale: str = "match_adamw_rms",
-    decay: str = "param",
+    coupled: bool = False,
 ) -> Muown:
     """Rows W_i = g_i·R_i/‖R_i‖: Muon moves R, Adam moves g, at one learning rate."""
-    coupled = choose("decay", decay, ("param", "coupled")) == "coupled"
     return Muown(chosen(orthogonalizer), momentum, nesterov, pair("betas", betas), eps, scaling_rule(scale), coupled)
 
 
