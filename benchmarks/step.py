@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
+from muonlab.files import write_atomically
 from muonlab.optim.bench.report import Asked, run, text
 from muonlab.optim.bench.rivals import Rival, own_variants, rivals
-from muonlab.optim.bench.shapes import ON_CPU, ON_GPU, SETS
+from muonlab.optim.bench.shapes import SETS, default_sets
 
 
 def peers() -> list[Rival]:
@@ -54,14 +55,12 @@ def main() -> None:
     given = parser.parse_args()
     everybody = own_variants() if given.variants else [*rivals(), *([] if given.tiny else peers())]
     everybody = [r for i, r in enumerate(everybody) if not given.only or i == 0 or r.name in given.only]
-    sets = given.sets or (["smoke"] if given.tiny else ON_GPU if given.device.startswith("cuda") else ON_CPU)
+    sets = given.sets or default_sets(given.device, given.tiny)
     rounds = given.rounds or (2 if given.tiny else 15)
 
     def write(found: dict[str, Any]) -> None:
         if given.out:
-            new = given.out.with_name(f".{given.out.name}.new")
-            new.write_text(json.dumps(found, indent=1) + "\n")
-            new.replace(given.out)
+            write_atomically(given.out, json.dumps(found, indent=1) + "\n")
 
     asked = Asked(sets, given.device, rounds, given.tiny, given.compiled, given.seconds)
     print(text(run(asked, everybody, write), everybody))

@@ -64,7 +64,7 @@ def _asked(sets: str | None, device: str | None, rounds: int | None, compiled: b
     import torch
 
     from muonlab.optim.bench.report import Asked
-    from muonlab.optim.bench.shapes import ON_CPU, ON_GPU, SETS
+    from muonlab.optim.bench.shapes import SETS, default_sets
 
     found = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -78,5 +78,4 @@ def _asked(sets: str | None, device: str | None, rounds: int | None, compiled: b
             choose("set", name, SETS)
         except ValueError as error:
             raise InputError(f"--sets: {error}") from None
-    default = ["smoke"] if tiny else ON_GPU if torch.device(found).type == "cuda" else ON_CPU
-    return Asked(names or default, found, rounds or (2 if tiny else 15), tiny, compiled)
+    return Asked(names or default_sets(found, tiny), found, rounds or (2 if tiny else 15), tiny, compiled)

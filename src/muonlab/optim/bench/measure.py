@@ -23,6 +23,13 @@ def wait(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
+def free(device: str) -> None:
+    """Gives back the memory of what nobody holds any more."""
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def once(step: Step, device: str) -> tuple[float, float]:
     """(seconds until the device was done, seconds until the host was) of one step."""
     wait(device)
@@ -115,9 +122,7 @@ class Bench:
                 steps[rival.name] = self.step_of(rival)
             except Exception as error:  # whatever it is, it costs this rival only
                 left_out[rival.name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
-                gc.collect()
-                if torch.device(self.device).type == "cuda":
-                    torch.cuda.empty_cache()
+                free(self.device)
         return interleaved(steps, rounds, self.device, self.give_back), left_out
 
 

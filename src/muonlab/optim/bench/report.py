@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from muonlab.optim.bench.measure import Bench, about, bandwidth, fitting, interleaved, matmul_peak
+from muonlab.optim.bench.measure import Bench, about, bandwidth, fitting, free, interleaved, matmul_peak
 from muonlab.optim.bench.rivals import BASE, DROP_IN, FAST, FLOOR, Rival, newton_schulz, with_kernels
 from muonlab.optim.bench.shapes import ALONE, SETS, SMOKE_ALONE, Shape, entries, matrices, standard_flops
 from muonlab.optim.polar import orthogonalizer
@@ -90,7 +89,7 @@ def _measure(name: str, rivals: Sequence[Rival], asked: Asked, found: dict[str, 
     shapes, first = SETS[name], rivals[0].name
     times, left_out = Bench(shapes, asked.device).measure(rivals, asked.rounds)
     found["left_out"] |= {f"{name}: {who}": why for who, why in left_out.items()}
-    _free(asked.device)
+    free(asked.device)
     rows = found["sets"].setdefault(name, {})
     flops = sum(standard_flops(m, n) for m, n in matrices(shapes))
     for who, row in times.items():
@@ -142,13 +141,7 @@ def _alone(asked: Asked, found: dict[str, Any]) -> None:
         found["orthogonalization"][f"{name}, {'×'.join(map(str, shape))}"] = {
             way: row | {"times_as_fast": base / row["ms"]} for way, row in times.items()
         }
-        _free(asked.device)
-
-
-def _free(device: str) -> None:
-    gc.collect()
-    if torch.device(device).type == "cuda":
-        torch.cuda.empty_cache()
+        free(asked.device)
 
 
 def text(found: dict[str, Any], everybody: Sequence[Rival]) -> str:

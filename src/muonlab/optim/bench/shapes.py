@@ -32,6 +32,11 @@ ALONE: dict[str, Shape] = {"aspect 4": (8, 1024, 4096), "square": (8, 2048, 2048
 SMOKE_ALONE: dict[str, Shape] = {"aspect 4": (2, 32, 128), "square": (2, 64, 64)}
 
 
+def default_sets(device: str, tiny: bool) -> tuple[str, ...]:
+    """What is measured where nobody names sets."""
+    return ("smoke",) if tiny else ON_GPU if device.startswith("cuda") else ON_CPU
+
+
 def matrices(shapes: Iterable[Shape]) -> list[Shape]:
     """The banks' matrices one by one."""
     return [shape[-2:] for shape in shapes for _ in range(math.prod(shape[:-2]))]
