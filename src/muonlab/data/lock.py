@@ -47,7 +47,8 @@ def _lock_file(folder: Path, made: list[Path], attempts: int = 9) -> TextIO:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / LOCK, "a")  # noqa: SIM115 (held by whom it is given to)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and attempts:  # a process that failed removed the folder in between
+        # A process that failed removed the folder in between: before the file was opened, or after mkdir had found it there.
+        if isinstance(error, FileNotFoundError | FileExistsError) and attempts:
             return _lock_file(folder, made, attempts - 1)
         kind = RunError if error.errno in _FULL else InputError
         raise kind(f"--out {folder}: cannot be written: {error.strerror}") from None
