@@ -88,10 +88,8 @@ def _write(text: str) -> None:
 def _none_too_long(prompts: list[str], done: list[Completion], run: LoadedRun) -> None:
     for text, completion in zip(prompts, done, strict=True):
         if completion.reason == "context" and completion.tokens == 0:
-            count = len(run.tokenizer.encode(text))
-            raise InputError(
-                f"--prompt: expected at most {run.model.longest} tokens, the model's context, got {count}: {text[:60]!r}"
-            )
+            count, most = len(run.tokenizer.encode(text)), (run.model.longest or 0) - run.begins
+            raise InputError(f"--prompt: expected at most {most} tokens, the model's context, got {count}: {text[:60]!r}")
 
 
 def _told(writer: TextGenerator, run: LoadedRun) -> list[str]:

@@ -262,4 +262,5 @@ def _one_tokenizer(made: list[Prepared]) -> dict[str, Any]:
 
 def _about_folder(folder: Prepared) -> dict[str, Any]:
     keys = ("sources", "columns", "template", "mask", "held_out", "rows_sha256")
-    return {"sha256": folder.sha256, **{key: folder.manifest[key] for key in keys}}
+    form = {"begins": True} if folder.begins else {}
+    return {"sha256": folder.sha256, **{key: folder.manifest[key] for key in keys}, **form}

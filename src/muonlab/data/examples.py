@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from muonlab.data.formats import DataFile, Numbered
+from muonlab.data.formats import DataFile, Numbered, neighbours
 from muonlab.data.sources import Source
 from muonlab.data.template import Template
 from muonlab.data.tokenizers import TokenIds, Tokenizer
@@ -19,9 +19,11 @@ class Example(NamedTuple):
     prompt: str  # empty for a plain text
     answer: str
     fingerprint: bytes  # 16: equal for equal columns
+    key: int  # 64 bits: equal for prompts (plain texts: for texts) that are equal but for letter case and white space
     held_out: bool
+    begins: bool = True  # False: a text's block that follows another
     ends: bool = True  # False: a text's block that another follows
-    tokens: TokenIds | None = None  # of a token shard, instead of prompt and answer
+    tokens: TokenIds | None = None  # of a token shard, instead of prompt and answer, with its beginning and end
 
 
 class Batch(NamedTuple):
@@ -83,8 +85,9 @@ class Reader:
             yield batch
 
     def encode(self, examples: Sequence[Example]) -> list[tuple[TokenIds, int]]:
-        """Each example's tokens (N,), and how many of them lead as its prompt. Prompt and answer are tokenized apart, so that
-        the prompt's tokens are those that generation begins with."""
+        """Each example's tokens (N,), and how many of them lead as its prompt. A document begins with the token that ends one, so
+        that its first token has something before it, as in generation. Prompt and answer are tokenized apart, so that the
+        prompt's tokens are those that generation begins with."""
         texts = [text for e in examples if e.tokens is None for text in ((e.prompt, e.answer) if e.prompt else (e.answer,))]
         parts = iter(self.tokenizer.encode_all(texts))
         end = np.array([self.tokenizer.end], dtype=np.uint32)
@@ -93,8 +96,9 @@ class Reader:
             if e.tokens is not None:
                 encoded.append((e.tokens, 0))
                 continue
-            prompt = [next(parts)] if e.prompt else []
-            encoded.append((np.concatenate([*prompt, next(parts), *([end] if e.ends else [])]), sum(map(len, prompt))))
+            lead = [*([end] if e.begins else []), *([next(parts)] if e.prompt else [])]
+            tokens = np.concatenate([*lead, next(parts), *([end] if e.ends else [])])
+            encoded.append((tokens, sum(map(len, lead)) if e.prompt else 0))
         return encoded
 
     def share(self) -> float:
@@ -108,13 +112,13 @@ class Reader:
 
     def _rows(self, first: int, skip: int) -> Iterator[tuple[int, int, Any]]:
         """(source, number, row) after row `skip` of source `first`. Rows as they come: objects; of text (block, whether the text
-        ends there); of shards tokens."""
+        begins and whether it ends there); of shards tokens."""
         for at in range(first, len(self.sources)):
             self._at, source, skip = at, self.sources[at], skip if at == first else 0
             if isinstance(source, DataFile) and source.kind == "text":
-                rows: Numbered[Any] = source.blocks(skip)
+                rows: Numbered[Any] = ((n, (block, n == 1, ends)) for n, (block, ends) in source.blocks(skip))
             elif isinstance(source, DataFile) and source.kind == "bin":
-                rows = source.documents(skip, self.tokenizer.end)
+                rows = source.documents(skip, self.tokenizer.end, *neighbours(self.sources, at))
             else:
                 rows = source.rows(skip, self.template.columns)
             yield from ((at, number, row) for number, row in rows)
@@ -122,9 +126,10 @@ class Reader:
     def _example(self, row: Any) -> Example:
         if isinstance(row, np.ndarray):
             return self._shard_example(row)
-        ends = True
+        begins = ends = True
         if isinstance(row, tuple):
-            row, ends = {"text": row[0]}, row[1]
+            text, begins, ends = row
+            row = {"text": text}
         values = [_text(row, name) for name in self.template.columns]
         answer = self.template.answer(row)
         if not answer:
@@ -136,25 +141,27 @@ class Reader:
         except UnicodeEncodeError as error:
             half = f"U+{ord(error.object[error.start]):04X}"
             raise BadRow("not Unicode", f"expected whole Unicode characters, got {half} alone") from None
-        key = values[:-1] if self.template.has_prompt else values
-        return Example(self.template.prompt(row), answer, _fingerprint(content), self._held_out("\n".join(key)), ends)
+        key = prompt_key(values[:-1] if self.template.has_prompt else values)
+        return Example(self.template.prompt(row), answer, _fingerprint(content), key, self._held_out(key), begins, ends)
 
     def _shard_example(self, tokens: TokenIds) -> Example:
-        if len(tokens) < 2:
-            raise BadRow("no tokens", "a document of a single token, which leaves nothing to predict")
+        end = self.tokenizer.end
+        inner = tokens[int(tokens[0] == end) : len(tokens) - int(tokens[-1] == end)]
+        if not len(inner):
+            raise BadRow("no tokens", "a document without a token: an end of document follows another")
         if int(tokens.max()) >= self.tokenizer.vocab_size:
             size, name = self.tokenizer.vocab_size, self.tokenizer.name
             raise InputError(
                 f"--tokenizer {name}: expected tokens below {size}, got {tokens.max()}: the shard has another tokenizer"
             )
-        content = tokens.tobytes()
-        held = _share(content) < self.settings.held_out
-        return Example("", "", _fingerprint(content), held, tokens=tokens)
+        content = inner.tobytes()
+        key = _key(content)
+        return Example("", "", _fingerprint(content), key, self._held_out(key), tokens=tokens)
 
-    def _held_out(self, prompt: str) -> bool:
+    def _held_out(self, key: int) -> bool:
         """By the prompt's columns alone, letter case and spaces aside: a question with two answers, or in two forms, lands on one
         side, whatever template and tokenizer, in every data set."""
-        return bool(self.settings.held_out) and _share(" ".join(prompt.casefold().split()).encode()) < self.settings.held_out
+        return (key >> 32) / 2**32 < self.settings.held_out
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
@@ -172,6 +179,10 @@ def _fingerprint(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def _share(content: bytes) -> float:
-    """A number in [0, 1) that depends on the content alone."""
-    return int.from_bytes(hashlib.sha256(content).digest()[:4], "big") / 2**32
+def prompt_key(values: Sequence[str]) -> int:
+    """64 bits of a prompt's columns, whatever their letter case and white space. Its upper half says what is held out."""
+    return _key(" ".join("\n".join(values).casefold().split()).encode())
+
+
+def _key(content: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")

@@ -12,13 +12,13 @@ import itertools
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from muonlab.data.shards import read_shard
+from muonlab.data.shards import documents, follows
 from muonlab.errors import InputError
 from muonlab.files import sha256_of
 
@@ -84,9 +84,9 @@ class DataFile:
         """A text's blocks after number `skip`: the block's text, and whether the file ends there. Without a byte order mark."""
         return self._readable(lambda: itertools.islice(_blocks(self), skip, None))
 
-    def documents(self, skip: int, end: int) -> Numbered[np.ndarray]:
-        """A token shard's documents after number `skip`, cut after each `end`: (N,) uint16 each, memory-mapped."""
-        return self._readable(lambda: itertools.islice(_documents(self, end), skip, None))
+    def documents(self, skip: int, end: int, before: Sequence[Path], after: Sequence[Path]) -> Numbered[np.ndarray]:
+        """The documents after number `skip` that begin in this token shard, of a stream of shards: see shards.documents."""
+        return self._readable(lambda: itertools.islice(enumerate(documents(self.path, end, before, after), 1), skip, None))
 
     def where(self, number: int) -> str:
         return f"{self.path}, {'line' if self.kind == 'jsonl' else 'row'} {number}"
@@ -128,6 +128,23 @@ class DataFile:
             if suffix in COMPRESSIONS and error.errno is None:
                 raise InputError(f"{self.path}: not a whole {suffix} file ({error}); fetch it again, or correct its name") from None
             raise InputError(f"{self.path}: cannot be read: {error.strerror or error}") from None
+
+
+def neighbours(sources: Sequence[object], at: int) -> tuple[list[Path], list[Path]]:
+    """The token shards before and after the shard `at` that are one stream with it, in their order."""
+
+    def is_stream(i: int) -> bool:  # sources i and i + 1
+        a, b = sources[i : i + 2]
+        shards = isinstance(a, DataFile) and isinstance(b, DataFile) and a.kind == b.kind == "bin"
+        return shards and follows(a.path, b.path)
+
+    first = last = at
+    while first and is_stream(first - 1):
+        first -= 1
+    while last + 1 < len(sources) and is_stream(last):
+        last += 1
+    paths = [source.path for source in sources[first : last + 1] if isinstance(source, DataFile)]
+    return paths[: at - first], paths[at - first + 1 :]
 
 
 # -- JSON -----------------------------------------------------------------------------------------------------------
@@ -279,18 +296,6 @@ def _blocks(source: DataFile) -> Numbered[tuple[str, bool]]:
             if not over:
                 return
             rest = block[cut:] + over
-
-
-def _documents(source: DataFile, end: int) -> Numbered[np.ndarray]:
-    tokens, start, step = read_shard(source.path), 0, 1 << 22
-    number = 0
-    for here in range(0, len(tokens), step):
-        for last in np.flatnonzero(tokens[here : here + step] == end):
-            number += 1
-            yield number, tokens[start : here + int(last) + 1]
-            start = here + int(last) + 1
-    if start < len(tokens):
-        yield number + 1, tokens[start:]
 
 
 def _whole_characters(block: bytes) -> int:

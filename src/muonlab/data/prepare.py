@@ -1,7 +1,8 @@
 """From rows to a folder of tokens: streamed, resumable, the same bytes every time.
 
-The folder holds for each split (train, validation) shards of tokens (little-endian uint16, or uint32 beyond 65,536) and of
-an index: for each document (end in the shard, leading tokens that are no targets) int64. While it is being made,
+The folder holds for each split (train, validation) shards of tokens (little-endian uint16, or uint32 beyond 65,536), of an
+index: for each document (end in the shard, leading tokens that are no targets) int64, and of the keys of their prompts: uint64. A
+document begins with the token that ends one ("begins" in the manifest; those of old did not). While it is being made,
 progress.json says up to which row all files are whole, and how long they are then: whatever was killed goes on there.
 manifest.json is written last.
 """
@@ -23,7 +24,7 @@ import numpy as np
 from muonlab.data.examples import Example, Reader
 from muonlab.data.formats import DataFile
 from muonlab.data.lock import LOCK, locked, writing
-from muonlab.data.prepared import MANIFEST, SPLITS, Prepared, open_prepared
+from muonlab.data.prepared import MANIFEST, OLD_FORM, SPLITS, Prepared, open_prepared
 from muonlab.data.seen import Seen
 from muonlab.data.sources import Source, find_sources
 from muonlab.data.template import Template
@@ -33,6 +34,7 @@ from muonlab.files import sha256_of, sync_directory, write_atomically
 
 Mask = Literal["prompt", "none"]
 
+_KINDS = ("tokens", "index", "prompts")  # files of a shard
 _PROGRESS, _SEEN = "progress.json", "seen.u64"
 _BATCH_ROWS, _BATCH_CHARACTERS = 1024, 1 << 18  # what is tokenized at a time
 _SAVE_EVERY = 2.0  # seconds between two points that a killed preparation can go on from
@@ -92,9 +94,10 @@ def prepare(
     request = _request(plan, reader, template, tokenizer)
     folder = Path(out)
     if (not wait or (folder / MANIFEST).exists()) and _already(folder, request, reader.sources):
-        say(f"{out}: already prepared")
         _remove_traces(folder)  # of one that was killed when all was done
-        return open_prepared(folder)
+        there = open_prepared(folder)
+        say(f"{out}: already prepared{'' if there.begins else f', {OLD_FORM}'}")
+        return there
     with locked(folder, wait, say) as made, writing(folder):
         if _already(folder, request, reader.sources):  # since another had the lock
             _remove_traces(folder)
@@ -126,6 +129,7 @@ def _request(plan: Plan, reader: Reader, template: Template, tokenizer: Tokenize
         "held_out": plan.held_out,
         "tokenizer": about(tokenizer),
         "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
+        "begins": True,
     }
 
 
@@ -145,7 +149,8 @@ def _already(folder: Path, request: dict[str, Any], sources: Sequence[Source]) -
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if MANIFEST in inside:
         there = open_prepared(folder).manifest
-        _same(folder, {**there, "sources": _without(there["sources"], "sha256")}, _lasting(request))
+        same = {**there, "sources": _without(there["sources"], "sha256"), "begins": True}  # of the old form: it is read on
+        _same(folder, same, _lasting(request))
         for source, entry in zip(sources, there["sources"], strict=True):  # the same names and sizes: what is in them?
             if isinstance(source, DataFile) and source.sha256() != entry.get("sha256"):
                 raise _another(folder, f"sources: {source.path} has not the content that was prepared")
@@ -157,6 +162,8 @@ def _already(folder: Path, request: dict[str, Any], sources: Sequence[Source]) -
 
 def _same(folder: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
     differ = [f"{key}: {there.get(key)} there, {value} now" for key, value in now.items() if there.get(key) != value]
+    if "begins" not in there:
+        differ = [f"begun {OLD_FORM}"]
     if differ:
         raise _another(folder, "; ".join(differ))
 
@@ -187,7 +194,8 @@ class _Split:
         self.shards, self.targets = [list(pair) for pair in state["shards"]], state["targets"]
         known = set()
         for i, (documents, tokens) in enumerate(self.shards):
-            for kind, size in (("tokens", tokens * np.dtype(self.dtype).itemsize), ("index", documents * 16)):
+            sizes = {"tokens": tokens * np.dtype(self.dtype).itemsize, "index": documents * 16, "prompts": documents * 8}
+            for kind, size in sizes.items():
                 path = self.path(i, kind)
                 os.truncate(path, size)
                 known.add(path)
@@ -198,24 +206,25 @@ class _Split:
     def state(self) -> dict[str, Any]:
         return {"shards": self.shards, "targets": self.targets}
 
-    def add(self, documents: list[tuple[TokenIds, int]]) -> None:
-        """Appends documents: tokens, and how many of them lead without being targets."""
+    def add(self, documents: list[tuple[TokenIds, int, int]]) -> None:
+        """Appends documents: tokens, how many of them lead without being targets, the prompt's key."""
         while documents:
             if not self.shards or self.shards[-1][1] >= self.shard_tokens:
                 self.shards.append([0, 0])
             shard = self.shards[-1]
-            ends = shard[1] + np.cumsum([len(tokens) for tokens, _ in documents])
+            ends = shard[1] + np.cumsum([len(tokens) for tokens, _, _ in documents])
             fit = min(len(documents), int(np.searchsorted(ends, self.shard_tokens)) + 1)
             here, documents = documents[:fit], documents[fit:]
-            index = np.stack([ends[:fit], [masked for _, masked in here]], axis=1).astype("<i8")
-            tokens = np.concatenate([tokens for tokens, _ in here]).astype(f"<u{np.dtype(self.dtype).itemsize}")
-            for kind, content in (("tokens", tokens), ("index", index)):
+            index = np.stack([ends[:fit], [masked for _, masked, _ in here]], axis=1).astype("<i8")
+            tokens = np.concatenate([tokens for tokens, _, _ in here]).astype(f"<u{np.dtype(self.dtype).itemsize}")
+            keys = np.array([key for _, _, key in here], dtype="<u8")
+            for kind, content in (("tokens", tokens), ("index", index), ("prompts", keys)):
                 path = self.path(len(self.shards) - 1, kind)
                 with open(path, "ab") as file:
                     file.write(content.tobytes())
                 self.changed.add(path)
             shard[0], shard[1] = shard[0] + fit, int(ends[fit - 1])
-            self.targets += sum(len(tokens) - max(1, masked) for tokens, masked in here)
+            self.targets += sum(len(tokens) - max(1, masked) for tokens, masked, _ in here)
 
     def path(self, shard: int, kind: str) -> Path:
         return self.folder / f"{self.name}-{shard:05}.{kind}"
@@ -288,7 +297,7 @@ class _Work:
         masks = self.request["mask"] == "prompt"
         for name, split in self.splits.items():
             held = name == SPLITS[1]
-            split.add([(t, lead if masks else 0) for e, (t, lead) in zip(examples, encoded) if e.held_out == held])
+            split.add([(t, lead if masks else 0, e.key) for e, (t, lead) in zip(examples, encoded) if e.held_out == held])
 
     def _share(self) -> float:
         limit = self.request["limit"]
@@ -310,7 +319,7 @@ class _Work:
 
     def _files(self) -> list[Path]:
         """The files of all shards, sorted."""
-        return sorted(s.path(i, kind) for s in self.splits.values() for i in range(len(s.shards)) for kind in ("tokens", "index"))
+        return sorted(s.path(i, kind) for s in self.splits.values() for i in range(len(s.shards)) for kind in _KINDS)
 
     def _finish(self) -> None:
         self.tokenizer.save(self.folder / "tokenizer.json")

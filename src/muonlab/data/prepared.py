@@ -17,6 +17,7 @@ from muonlab.files import sha256_of
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
+OLD_FORM = "in the old form: documents do not begin with the end token, so that a model does not learn how they begin"
 
 
 class Documents:
@@ -34,7 +35,7 @@ class Documents:
         return Documents(self._shards + other._shards)
 
     def tokens(self, i: int) -> TokenIds:
-        """Document i: (N,), its end included."""
+        """Document i: (N,), its end included, and its beginning where the folder has them."""
         shard, index, at = self._find(i)
         return shard[int(index[at - 1, 0]) if at else 0 : int(index[at, 0])]
 
@@ -73,6 +74,18 @@ class Prepared:
         return (self.folder / "tokenizer.json").read_bytes()
 
     @property
+    def begins(self) -> bool:
+        """Whether documents begin with the token that ends one; those that an older muonlab prepared do not."""
+        return self.manifest.get("begins", False)
+
+    def prompts(self, split: str) -> list[NDArray[np.uint64]]:
+        """The keys (examples.prompt_key) of the documents' prompts, by shards; none where an older muonlab prepared the folder."""
+        if f"{split}-00000.prompts" not in self.manifest["files"]:
+            return []
+        shards = enumerate(self.manifest[split]["shards"])
+        return [np.memmap(self._file(split, i, "prompts"), "<u8", "r", shape=(shard["documents"],)) for i, shard in shards]
+
+    @property
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.folder / "tokenizer.json")
 
@@ -88,12 +101,14 @@ class Prepared:
     def _documents(self, split: str) -> Documents:
         shards = []
         for i, shard in enumerate(self.manifest[split]["shards"]):
-            stem = self.folder / f"{split}-{i:05}"
             dtype = "<u2" if self.manifest["dtype"] == "uint16" else "<u4"
-            tokens = np.memmap(stem.with_suffix(".tokens"), dtype=dtype, mode="r", shape=(shard["tokens"],))
-            index = np.memmap(stem.with_suffix(".index"), dtype="<i8", mode="r", shape=(shard["documents"], 2))
+            tokens = np.memmap(self._file(split, i, "tokens"), dtype=dtype, mode="r", shape=(shard["tokens"],))
+            index = np.memmap(self._file(split, i, "index"), dtype="<i8", mode="r", shape=(shard["documents"], 2))
             shards.append((tokens, index))
         return Documents(shards)
+
+    def _file(self, split: str, shard: int, kind: str) -> Path:
+        return self.folder / f"{split}-{shard:05}.{kind}"
 
 
 def open_prepared(folder: str | Path) -> Prepared:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from muonlab.errors import InputError
 
 MAGIC, VERSION, HEADER_INTS = 20240520, 1, 256
 HEADER_BYTES = HEADER_INTS * 4
+_AT_A_TIME = 1 << 22  # tokens that are looked at for ends
+_LONGEST = 1 << 27  # tokens without an end that are put together from shards
 
 
 def read_shard(path: str | Path) -> Tokens:
@@ -31,6 +35,62 @@ def read_shard(path: str | Path) -> Tokens:
     if count == 0:
         return np.empty(0, dtype=np.uint16)
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+
+
+def documents(path: Path, end: int, before: Sequence[Path] = (), after: Sequence[Path] = ()) -> Iterator[Tokens]:
+    """The documents that begin in a shard of a stream of shards: (N,) uint16 each, beginning with `end`, and ending with it if
+    that is known.
+
+    `end` parts documents: whether a writer puts it before each (llm.c, modded-nanogpt) or after each gives the same ones. Where the
+    stream begins, a document does, too. What is cut by the end of a shard goes on in those after it, and one that began in those
+    before it is theirs; the stream's last one may have no end.
+    """
+    tokens = read_shard(path)
+    if not len(tokens):
+        return
+    if end >= 2**16:
+        raise InputError(f"{path}: expected a --tokenizer whose end of a document is below 65,536, as a shard's tokens are, got {end}")
+    earlier = next((shard for shard in map(read_shard, reversed(before)) if len(shard)), None)
+    begins = 0 if earlier is None or earlier[-1] == end else None  # where the inner tokens of a document begin
+    for here in range(0, len(tokens), _AT_A_TIME):
+        for at in map(int, here + np.flatnonzero(tokens[here : here + _AT_A_TIME] == end)):
+            if begins is not None and at > 0:  # an end at 0 is the first document's beginning
+                yield _from(tokens[: at + 1], begins, end)
+            begins = at + 1
+    if begins is not None and begins < len(tokens):
+        head, rest = _from(tokens, begins, end), list(_rest(after, end))
+        yield np.concatenate([head, *rest]) if rest else head
+
+
+def _from(tokens: Tokens, begins: int, end: int) -> Tokens:
+    """The tokens from `begins` on, after an end: the one that stands there, or one of its own."""
+    return tokens[begins - 1 :] if begins else np.concatenate([np.array([end], tokens.dtype), tokens])
+
+
+def _rest(shards: Sequence[Path], end: int) -> Iterator[Tokens]:
+    """What the shards go on with, up to the first `end`, which is the last token then."""
+    size = 0
+    for path in shards:
+        tokens = read_shard(path)
+        for here in range(0, len(tokens), _AT_A_TIME):
+            ends = np.flatnonzero(tokens[here : here + _AT_A_TIME] == end)
+            if len(ends):
+                yield tokens[: here + int(ends[0]) + 1]
+                return
+        yield tokens
+        size += len(tokens)
+        if size > _LONGEST:
+            raise InputError(
+                f"{path}: no document ends in {size:,} tokens: expected the token {end}, the end of a document of --tokenizer; "
+                "name the tokenizer that the shards were written with"
+            )
+
+
+def follows(first: Path, second: Path) -> bool:
+    """Whether the shard `second` goes on where `first` ends: they were given so, and their names, where both end in a number, are
+    the same but for numbers that follow one another."""
+    a, b = (re.fullmatch(r"(.*?)(\d+)", path.stem) for path in (first, second))
+    return not (a and b) or (first.parent == second.parent and a[1] == b[1] and int(b[2]) == int(a[2]) + 1)
 
 
 def write_shard(path: str | Path, tokens: Tokens) -> None:

@@ -35,13 +35,14 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Exported:
-    """model: in eval mode. tokenizer: None where the run did not tell what its tokens mean. trained: the run's id and step, and the
-    weights' hash."""
+    """model: in eval mode. tokenizer: None where the run did not tell what its tokens mean. begins: see TextGenerator. trained: the
+    run's id and step, and the weights' hash."""
 
     folder: Path
     config: ModelConfig
     model: Model
     tokenizer: Tokenizer | None
+    begins: bool
     trained: dict[str, Any]
 
 
@@ -98,7 +99,8 @@ def load_exported(folder: str | Path, device: str = "cpu") -> Exported:
                 f"{folder / 'tokenizer.json'}: does not match the model: expected sha256 {known['sha256'][:12]}…, got "
                 f"{tokenizer.sha256[:12]}…"
             )
-    return Exported(folder, config, model.to(device).eval(), tokenizer, described["trained"])
+    begins = described.get("begins", False)
+    return Exported(folder, config, model.to(device).eval(), tokenizer, begins, described["trained"])
 
 
 def _described(folder: Path) -> dict[str, Any]:
@@ -129,6 +131,7 @@ def _own_files(run: LoadedRun) -> dict[str, str]:
         "model": {**run.recipe.model.model_dump(mode="json"), "vocab_size": run.model.vocab_size},
         "window_blocks": run.window_blocks,
         "tokenizer": None if run.known_tokenizer is None else about(run.known_tokenizer),
+        **({"begins": True} if run.begins else {}),
         "trained": {"run": run.described["id"], "step": run.step, "weights_sha256": weights_sha256(run.model)},
     }
     return {CONFIG: json.dumps(config, indent=1) + "\n", "README.md": _README.format(run=run, family=run.recipe.model.family)}  # pyright: ignore[reportAttributeAccessIssue]
@@ -145,7 +148,8 @@ exported = load_exported(".")  # this folder
 logits = exported.model(tokens)  # (B, T) int64 -> (B, T, {run.model.vocab_size}) float32, T ≤ {run.context}
 ```
 
-`exported.tokenizer` encodes and decodes, `muonlab.evaluate.generation.TextGenerator(exported.model, exported.tokenizer)` writes.
+`exported.tokenizer` encodes and decodes, and
+`muonlab.evaluate.generation.TextGenerator(exported.model, exported.tokenizer, begins=exported.begins)` writes.
 The weights are those of the module, by their names; `config.json` has its family and sizes.
 """
 

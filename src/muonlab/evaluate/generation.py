@@ -69,16 +69,18 @@ class TextGenerator:
         model: Model,
         tokenizer: Tokenizer,
         *,
+        begins: bool = False,
         batch: int = 64,
         computing: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """computing: what logits are computed in, such as autocast."""
-        self.model, self.tokenizer, self.batch, self.computing = model, tokenizer, batch, computing
+        """begins: a text begins with the token that ends a document, as those did that the model was trained on. computing: what
+        logits are computed in, such as autocast."""
+        self.model, self.tokenizer, self.begins, self.batch, self.computing = model, tokenizer, begins, batch, computing
         self.work = Work()
 
     @classmethod
     def of(cls, run: LoadedRun, *, batch: int = 64) -> TextGenerator:
-        return cls(run.model, run.tokenizer, batch=batch, computing=run.computing)
+        return cls(run.model, run.tokenizer, begins=run.begins, batch=batch, computing=run.computing)
 
     def generate(self, prompts: Sequence[str | Sequence[int]], **how: Any) -> list[str]:
         """The texts of `complete`."""
@@ -94,7 +96,7 @@ class TextGenerator:
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> list[Completion]:
-        """What follows each prompt, a text or its tokens; an empty one is the beginning of a document. temperature 0: the likeliest
+        """What follows each prompt, a text or all tokens before; an empty one is the beginning of a document. temperature 0: the likeliest
         token each time. top_p: of the likeliest tokens, the fewest that have this probability together. Raises RunError for
         logits that are not finite, InputError for a prompt that is no text."""
         rows = self._rows(prompts, max_tokens, seed, stop)
@@ -135,7 +137,7 @@ class TextGenerator:
     def _rows(self, prompts: Sequence[str | Sequence[int]], max_tokens: int, seed: int, stop: Sequence[str]) -> list[_Row]:
         rows, before = [], Counter[tuple[int, ...]]()
         for prompt in prompts:
-            tokens = (self._encoded(prompt) if isinstance(prompt, str) else list(prompt)) or [self.tokenizer.end]
+            tokens = self.prompt(prompt) if isinstance(prompt, str) else list(prompt) or [self.tokenizer.end]
             key = tuple(tokens)
             random = np.random.Generator(np.random.PCG64(stream_seed(seed, "row", key, before[key])))
             before[key] += 1
@@ -147,11 +149,13 @@ class TextGenerator:
             rows.append(row)
         return rows
 
-    def _encoded(self, prompt: str) -> list[int]:
+    def prompt(self, text: str) -> list[int]:
+        """The tokens before what follows a text. Raises InputError for one that is no text."""
         try:
-            return self.tokenizer.encode(prompt).tolist()
+            tokens = self.tokenizer.encode(text).tolist()
         except UnicodeEncodeError:
-            raise InputError(f"expected a prompt of Unicode text, got {prompt[:60]!r}") from None
+            raise InputError(f"expected a prompt of Unicode text, got {text[:60]!r}") from None
+        return [self.tokenizer.end, *tokens] if self.begins or not tokens else tokens
 
     def _write(self, rows: list[_Row], temperature: float, top_p: float, look: Callable[[], None] = lambda: None) -> None:
         began = time.perf_counter()

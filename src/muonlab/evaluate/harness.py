@@ -25,7 +25,7 @@ class HarnessModel(_api.TemplateLM):
 
     Prompts are the tasks' own: a run's template is not used. What is longer than the context loses its beginning, as with the
     harness's own models; `truncated` counts such requests. Of an answer longer than the context, its last tokens are
-    scored; an empty one scores (0.0, True). An empty context is the end of a document.
+    scored; an empty one scores (0.0, True). A context begins as the run's documents do; an empty one is the end of a document.
     """
 
     def __init__(
@@ -87,8 +87,9 @@ class HarnessModel(_api.TemplateLM):
     def _loglikelihood_tokens(self, requests: Sequence[Any], disable_tqdm: bool = False, **_: Any) -> list[tuple[float, bool]]:
         pairs = []
         for _texts, before, after in requests:
+            before = self._begun(before)
             self.truncated += len(before) + len(after) > self.max_length + 1
-            pairs.append((before or [self.eot_token_id], after))  # a context of spaces alone goes to the answer
+            pairs.append((before, after))
         found = [(one.log_likelihood, one.greedy) for one in score(self.run, pairs, batch=self.batch)]
         for (texts, _, _), one in zip(requests, found, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, one)
@@ -106,9 +107,13 @@ class HarnessModel(_api.TemplateLM):
             "stop": tuple(given["until"]),
         }
 
+    def _begun(self, context: list[int]) -> list[int]:
+        """The context as a document begins. (One of spaces alone is empty: they go to the answer.)"""
+        return [self.eot_token_id, *context] if self.run.begins or not context else context
+
     def _with_room(self, prompt: str, wanted: int) -> list[int]:
         """The prompt's tokens, but for the first ones where the answer would find no room; at least half a context stays."""
-        tokens = self.tok_encode(prompt)
+        tokens = self._begun(self.tok_encode(prompt))
         room = max(self.max_length - wanted, self.max_length // 2)
         self.truncated += len(tokens) > room
         return tokens[-room:]

@@ -53,12 +53,13 @@ def hub_files(run: LoadedRun, config: dict[str, Any]) -> dict[str, str]:
         f"{CODE}.py": files("muonlab.evaluate").joinpath("hub", f"{CODE}.py").read_text(encoding="utf-8"),
         "README.md": _README.format(run=run),
     }
-    return texts if tokenizer is None else {**texts, **tokenizer_files(tokenizer, run.context)}
+    return texts if tokenizer is None else {**texts, **tokenizer_files(tokenizer, run.context, run.begins)}
 
 
-def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, str]:
+def tokenizer_files(tokenizer: Tokenizer, context: int, begins: bool = False) -> dict[str, str]:
     """tokenizer.json and tokenizer_config.json, which give a text the tokens that it had in training, and no others: nothing is
-    cut, padded or put around it, and where it spells a special token, that is read letter by letter."""
+    cut or padded, the end token stands before it where training's documents began with it (begins), and where it spells a special
+    token, that is read letter by letter."""
     if isinstance(tokenizer, HubTokenizer):
         table: dict[str, Any] = json.loads(tokenizer.content)
         library = needed("tokenizers", f"tokenizer {tokenizer.name!r}").Tokenizer.from_str(tokenizer.content.decode())
@@ -68,6 +69,8 @@ def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, str]:
         end = library.id_to_token(tokenizer.end)
     else:
         table, end = byte_table(tokenizer.end), _END
+    if begins:
+        table["post_processor"] = _beginning(end, tokenizer.end)
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": end,
@@ -78,6 +81,13 @@ def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, str]:
         "split_special_tokens": True,
     }
     return {"tokenizer.json": json.dumps(table, ensure_ascii=False), "tokenizer_config.json": _json(about)}
+
+
+def _beginning(token: str, number: int) -> dict[str, Any]:
+    """The post_processor that puts a token before a text (of a pair: before both)."""
+    special, texts = {"SpecialToken": {"id": token, "type_id": 0}}, [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+    known = {token: {"id": token, "ids": [number], "tokens": [token]}}
+    return {"type": "TemplateProcessing", "single": [special, texts[0]], "pair": [special, *texts], "special_tokens": known}
 
 
 def byte_table(end: int) -> dict[str, Any]:
@@ -135,7 +145,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True)  # this folder
 tokenizer = AutoTokenizer.from_pretrained(".", trust_remote_code=True)
 inputs = tokenizer("Lily has", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0], skip_special_tokens=True))
 ```
 
 At most {run.context} tokens in a row. Several prompts of different length need `tokenizer.pad_token = tokenizer.eos_token`, and

@@ -45,6 +45,12 @@ class LoadedRun:
         return self.known_tokenizer
 
     @property
+    def begins(self) -> bool:
+        """Whether each document that it was trained on began with the token that ends one. Windows of a text may begin anywhere."""
+        manifests = self.described["data"].get("manifests", [])
+        return bool(manifests) and all(manifest.get("begins", False) for manifest in manifests)
+
+    @property
     def context(self) -> int:
         """Tokens that a position can see, itself included."""
         return self.recipe.model.context
