@@ -17,12 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from muonlab.data import formats, prepare
+from muonlab.data import formats, prepare, shards
+from muonlab.data.examples import Reader
 from muonlab.data.prepare import Plan
 from muonlab.data.prepared import open_prepared
 from muonlab.data.seen import Seen
 from muonlab.data.shards import write_shard
-from muonlab.data.sources import HubDataset
+from muonlab.data.sources import HubDataset, find_sources
+from muonlab.data.template import Template
 from muonlab.data.tokenizers import ByteTokenizer, train_bpe
 from muonlab.errors import InputError, RunError
 
@@ -111,9 +113,9 @@ def test_prompt_and_answer_are_tokenized_apart():
     rows = [{"p": "aa", "a": "bb"}]
     prepared = made(write("rows.jsonl", rows), columns=("p", "a"), template="{{ p }}", held_out=0, tokenizer="tok.json")
     tokens, lead = prepared.train.tokens(0), prepared.train.masked(0)
-    assert tokens[:lead].tolist() == bpe.encode("aa").tolist()
+    assert tokens[:lead].tolist() == [bpe.end, *bpe.encode("aa").tolist()]
     assert tokens[lead:-1].tolist() == bpe.encode("bb").tolist()
-    assert len(bpe.encode("aabb")) < len(tokens) - 1
+    assert len(bpe.encode("aabb")) < len(tokens) - 2
     assert prepared.tokenizer.sha256 == bpe.sha256
 
 
@@ -256,27 +258,82 @@ def test_text_files_are_documents_and_long_ones_are_cut_after_a_line(monkeypatch
             file.write(content)
     prepared = made("a.txt", "b.txt", "c.txt", "d.txt", held_out=0)
     documents = [prepared.train.tokens(i).tolist() for i in range(len(prepared.train))]
-    assert documents[0] == [*b"short", 256]
-    assert documents[-1] == [*b"x" * 64, 256]
+    assert documents[0] == [256, *b"short", 256]
+    assert documents[-1] == [256, *b"x" * 64, 256]
     blocks = documents[1:-1]
-    assert [token for block in blocks for token in block] == [*long.encode(), 256], "the end comes once, at the text's end"
+    assert [token for block in blocks for token in block] == [256, *long.encode(), 256], (
+        "beginning and end come once, where they are"
+    )
     assert all(len(block) <= 65 for block in blocks)
     assert sum(block[-1] == ord("\n") for block in blocks) > 8
 
 
-def test_token_shards_are_cut_at_their_ends():
-    bpe = train_bpe(["a b c"] * 3, 260)
-    bpe.save(Path("tok.json"))
-    parts = [[*bpe.encode(text).tolist(), bpe.end] for text in ("one", "two", "", "three")]
-    write_shard("a.bin", np.array([*parts[0], *parts[1], *parts[2], *parts[3], *bpe.encode("rest").tolist()], dtype=np.uint16))
-    with pytest.raises(InputError, match="a single token"):
-        made("a.bin", tokenizer="tok.json")
-    prepared = made("a.bin", tokenizer="tok.json", held_out=0, skip_bad=True)
-    found = [prepared.train.tokens(i).tolist() for i in range(len(prepared.train))]
-    assert found == [parts[0], parts[1], parts[3], bpe.encode("rest").tolist()]
-    write_shard("b.bin", np.array([5000, 1], dtype=np.uint16))
-    with pytest.raises(InputError, match=r"expected tokens below \d+, got 5000: the shard has another tokenizer"):
-        made("b.bin", tokenizer="tok.json", out="b")
+def shard(name, *parts):
+    """A token shard of byte tokens; a number is a token itself."""
+    tokens = [token for part in parts for token in ([part] if isinstance(part, int) else part.encode())]
+    write_shard(name, np.array(tokens, dtype=np.uint16))
+    return name
+
+
+def found(*names, **options):
+    """Each document as a text, with | for the token that ends one."""
+    prepared = made(*names, held_out=0, out=f"out{len(list(Path().glob('out*')))}", **options)
+    every = [prepared.train.tokens(i) for i in range(len(prepared.train))]
+    return ["".join("|" if token == 256 else chr(token) for token in tokens) for tokens in every]
+
+
+def test_token_shards_may_have_the_end_before_each_document_or_after():
+    """llm.c and modded-nanogpt write it before."""
+    assert found(shard("a.bin", 256, "hello world", 256, "second doc")) == ["|hello world|", "|second doc"]
+    assert found(shard("b.bin", "hello world", 256, "second doc", 256)) == ["|hello world|", "|second doc|"]
+    assert found(shard("c.bin", 256, "one")) == ["|one"]
+    assert found(shard("d.bin", "no end at all")) == ["|no end at all"]
+    with pytest.raises(InputError, match=r"e\.bin, row 2: a document without a token: an end of document follows another"):
+        made(shard("e.bin", 256, "a", 256, 256, "b"))
+    assert found("e.bin", skip_bad=True) == ["|a|", "|b"]
+    with pytest.raises(InputError, match=r"expected tokens below 257, got 5000: the shard has another tokenizer"):
+        made(shard("f.bin", 5000, 1))
+
+
+STREAM = [256, *"the first", 256, *"second", 256, *"a third, which is long", 256, *"x", 256, *"last"]
+
+
+@pytest.mark.parametrize("cut", range(len(STREAM) + 1))
+def test_shards_that_follow_one_another_are_one_stream(cut):
+    """Wherever it is cut, also into a third shard and an empty one, and wherever the preparation is stopped."""
+    shard("s_001.bin", *STREAM[:cut])
+    shard("s_002.bin")
+    shard("s_003.bin", *STREAM[cut : cut + 3])
+    shard("s_004.bin", *STREAM[cut + 3 :])
+    whole = ["|the first|", "|second|", "|a third, which is long|", "|x|", "|last"]
+    assert found("s_*.bin") == whole
+    sources = find_sources(["s_*.bin"])
+    reader = Reader(sources, Template(("text",)), BYTES, Plan(["s_*.bin"], held_out=0))
+    steps = list(reader.batches(0, 0, 0, 1, 1))
+    for stop in range(len(steps)):
+        again = Reader(find_sources(["s_*.bin"]), Template(("text",)), BYTES, Plan(["s_*.bin"], held_out=0))
+        rest = again.batches(steps[stop].source, steps[stop].number, stop + 1, 1, 1)
+        texts = [bytes(e.tokens[e.tokens != 256].astype(np.uint8)).decode() for batch in rest for e in batch.examples]
+        assert texts == [text.strip("|") for text in whole[stop + 1 :]]
+
+
+def test_shards_of_different_streams_are_not_joined():
+    shard("train_000001.bin", 256, "cut he")
+    shard("train_000002.bin", "re", 256, "whole")
+    shard("train_000004.bin", "after a gap")
+    shard("val_000000.bin", "other", 256)
+    assert found("*.bin") == ["|cut here|", "|whole", "|after a gap", "|other|"]
+    shard("x.bin", 256, "cut he")
+    shard("y.bin", "re")
+    assert found("x.bin", "y.bin") == ["|cut here"], "names that say nothing are a stream in the order given"
+
+
+def test_a_stream_without_ends_has_another_tokenizer(monkeypatch):
+    monkeypatch.setattr(shards, "_LONGEST", 10)
+    for i in range(3):
+        shard(f"s_{i}.bin", "eightbts")
+    with pytest.raises(InputError, match=r"s_2\.bin: no document ends in 16 tokens: expected the token 256"):
+        made("s_*.bin")
 
 
 def test_data_sets_saved_by_datasets_are_read():

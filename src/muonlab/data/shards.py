@@ -49,7 +49,9 @@ def documents(path: Path, end: int, before: Sequence[Path] = (), after: Sequence
     if not len(tokens):
         return
     if end >= 2**16:
-        raise InputError(f"{path}: expected a --tokenizer whose end of a document is below 65,536, as a shard's tokens are, got {end}")
+        raise InputError(
+            f"{path}: expected a --tokenizer whose end of a document is below 65,536, as a shard's tokens are, got {end}"
+        )
     earlier = next((shard for shard in map(read_shard, reversed(before)) if len(shard)), None)
     begins = 0 if earlier is None or earlier[-1] == end else None  # where the inner tokens of a document begin
     for here in range(0, len(tokens), _AT_A_TIME):
