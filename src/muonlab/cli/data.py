@@ -36,6 +36,9 @@ def prepare(
     mask: Literal["prompt", "none"] | None = None,
     tokenizer: str = "bytes",
     held_out: float = 0.05,
+    against: Annotated[
+        list[Path] | None, Parameter(negative=(), help="prepared folders: count the rows that are in them, too; may be repeated")
+    ] = None,
     dedupe: Annotated[bool, Parameter(negative=(), help="leave out rows whose columns came before")] = False,
     skip_bad: Annotated[bool, Parameter(negative=(), help="leave out rows that lack a column or its text, and count them")] = False,
     limit: Limit = None,
@@ -64,8 +67,10 @@ def prepare(
         The share of prompts that is held out for validation, chosen by a hash of the prompt.
     """
     from muonlab.cli.progress import PrepareDisplay
+    from muonlab.data.overlap import in_words, shared
     from muonlab.data.prepare import Plan
     from muonlab.data.prepare import prepare as prepare_data
+    from muonlab.data.prepared import open_prepared
 
     if not sources:
         raise InputError("muonlab data prepare: expected files, a folder or a data set's name, got none")
@@ -73,9 +78,14 @@ def prepare(
         sources=sources, columns=_names(columns), template=template_text(template), mask=mask, tokenizer=tokenizer, kind=kind,
         subset=subset, split=split, limit=limit, dedupe=dedupe, skip_bad=skip_bad, held_out=held_out,
     )  # fmt: skip
+    others = {folder: open_prepared(folder) for folder in against or ()}
     with PrepareDisplay(out.name) as display:
         made = prepare_data(plan, out, on_progress=display.update, say=display.say)
-    show({"folder": str(out), **made.manifest}, json, lambda: "\n".join(_summary(made)))
+    seen = {str(folder): shared(made, other) for folder, other in others.items()}
+    for folder, count in seen.items():
+        if words := in_words(count, "rows"):
+            say(f"{out}: {words.replace('training rows', f'rows of {folder}')}")
+    show({"folder": str(out), **made.manifest, **({"seen": seen} if seen else {})}, json, lambda: "\n".join(_summary(made)))
 
 
 @data.command(name="tokenizer")

@@ -42,6 +42,7 @@ def loss(
         Folder of a run.
     """
     from muonlab.cli.progress import EvaluationDisplay
+    from muonlab.data.overlap import in_words as seen_in_words
     from muonlab.evaluate.loading import load_run
     from muonlab.evaluate.loss import evaluate_loss
 
@@ -65,6 +66,8 @@ def loss(
             f"{found['targets']:,} targets; {found['tokens_per_second']:,.0f} tokens/s"
         )
 
+    if seen := seen_in_words(found["seen"], "documents"):
+        say(f"{seen}: this is not the loss of unseen text")
     show({**place, **found, "precision": loaded.machine.precision}, json, in_words)
 
 
@@ -111,6 +114,7 @@ def gsm8k(
     from muonlab.data.writing import refuse_existing
     from muonlab.evaluate.gsm8k import FEW_SHOT_STOPS, Sampling, evaluate, read_problems, summarize
     from muonlab.evaluate.results import write_results
+    from muonlab.evaluate.seen import in_words, problems_seen
     from muonlab.evaluate.team import gather
 
     for flag, number in (("--threads", threads), ("--limit", limit), ("--batch", batch)):
@@ -135,6 +139,9 @@ def gsm8k(
     for line in team.told:
         say(line)
     problems = problems[:limit]
+    seen = problems_seen((run.described for run in team.runs), problems)
+    if warning := in_words(seen, len(problems), team.name):
+        say(warning)
     with EvaluationDisplay(team.name) as display:
         results = evaluate(
             problems,
@@ -148,7 +155,8 @@ def gsm8k(
     for line in team.warnings():
         say(line)
     settings = {**vars(how), "stop": list(how.stop), "vote": vote, "few_shot": few_shot, "data": data, "limit": limit}
-    figures = {**summarize(results, alpha=alpha), **team.as_json(), "settings": settings, "out": None if out is None else str(out)}
+    place = {"settings": settings, "seen": seen, "out": None if out is None else str(out)}
+    figures = {**summarize(results, alpha=alpha), **team.as_json(), **place}
     try:
         show(figures, json, lambda: "\n".join(_figures_in_words(team, figures)))
     finally:  # neither the figures nor the file is lost with the other
@@ -186,6 +194,8 @@ def _figures_in_words(team: Team, figures: dict[str, Any]) -> list[str]:
         lines.append(f"  {100 * figures['vote_share']:.0f} % of the votes were for the winner; {figures['ties']} ties")
     if figures["without_answer"]:
         lines.append(f"  without an answer: {figures['without_answer']}")
+    if figures["seen"]:
+        lines.append(f"  of these problems trained on: {figures['seen']}")
     work = figures["work"]
     lines.append(f"  {work['tokens']:,} tokens in {work['seconds']:.1f} s: {work['tokens_per_second']:,.0f} tokens/s")
     return lines

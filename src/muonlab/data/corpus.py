@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from muonlab.data import tokenizer
+from muonlab.data import overlap, tokenizer
 from muonlab.data.config import DataConfig
+from muonlab.data.examples import prompt_key
 from muonlab.data.folders import folders
 from muonlab.data.paths import expand
-from muonlab.data.prepared import Documents, Prepared
+from muonlab.data.prepared import OLD_FORM, SPLITS, Documents, Prepared
 from muonlab.data.shards import read_shard
 from muonlab.data.tokenizer import Tokens
 from muonlab.data.tokenizers import ByteTokenizer, about, load_tokenizer
@@ -67,6 +69,7 @@ def load(config: DataConfig) -> Corpus:
         "train_tokens": len(train),
         "validation_tokens": len(validation),
         "tokenizer": about(ByteTokenizer()),
+        **({} if held_out is None else {"seen": overlap.counted([_keys(held_out)], [_keys(documents)])}),
     }
     return Corpus([train], [validation], tokenizer.VOCAB_SIZE, provenance, ByteTokenizer.content)
 
@@ -168,6 +171,10 @@ def _digest(documents: list[Document]) -> str:
     return total.hexdigest()
 
 
+def _keys(documents: list[Document]) -> NDArray[np.uint64]:
+    return np.array([prompt_key([content.decode(errors="replace")]) for _, content in documents], dtype=np.uint64)
+
+
 # -- shards ---------------------------------------------------------------------------------------------------------
 
 
@@ -247,8 +254,26 @@ def _load_prepared(config: DataConfig) -> Corpus:
         "validation_tokens": int(validation.sizes()[:, 0].sum()),
         "tokenizer": named,
         "manifests": [_about_folder(folder) for folder in (*made, *held)],
+        **_seen(made, held),
     }
     return Corpus(train, validation, named["vocab_size"], provenance, made[0].tokenizer_json())
+
+
+def _seen(made: list[Prepared], held: list[Prepared]) -> dict[str, Any]:
+    """How many validation rows are training rows, where folders to hold out are named (a hash of the prompt parts a folder's own)
+    and none is of the old form, which has no keys."""
+    trained = [folder.prompts("train") for folder in made]
+    tested = [folder.prompts(split) for folder in held for split in SPLITS]
+    complete = all(folder.begins for folder in (*made, *held))
+    return {"seen": overlap.counted(sum(tested, []), sum(trained, []))} if held and complete else {}
+
+
+def remarks(provenance: dict[str, Any]) -> list[str]:
+    """What is to be said of a corpus before it is trained on."""
+    old = [m for m in provenance.get("manifests", ()) if not m.get("begins", False)]
+    said = [f"data: {len(old)} of the prepared folders: {OLD_FORM}; prepare again for new runs"] if old else []
+    seen = overlap.in_words(provenance.get("seen"))
+    return said + ([f"data: {seen}: the validation loss is not that of unseen text"] if seen else [])
 
 
 def _one_tokenizer(made: list[Prepared]) -> dict[str, Any]:

@@ -14,10 +14,12 @@ import torch
 from muonlab.data import corpus
 from muonlab.data.corpus import Text
 from muonlab.data.loader import Batch, to_batch
+from muonlab.data.overlap import counted
 from muonlab.data.packing import WINDOW, pack, packed_batch
 from muonlab.data.prepared import Documents, open_prepared
 from muonlab.errors import InputError, RunError
 from muonlab.evaluate.loading import LoadedRun
+from muonlab.evaluate.seen import trained_keys
 from muonlab.train.run_folder import RunFolder
 
 _TOKENS_AT_A_TIME = 1 << 14
@@ -31,7 +33,7 @@ def evaluate_loss(
     tokens: int | None = None,
     on_progress: Callable[[float, float], None] = lambda share, rate: None,
 ) -> dict[str, Any]:
-    """Mean cross-entropy in nats of the targets that count, as training evaluates it.
+    """Mean cross-entropy in nats of the targets that count, as training evaluates it. seen: how many of the documents ("rows" of "of") are training documents; None where nobody counted.
 
     data: a folder that `muonlab data prepare` made; None: the run's own, of which `recorded` is what training found at this step.
     tokens: as train.eval_tokens; default: as many as in training, or all of other data. on_progress: is told the share that is done
@@ -60,9 +62,16 @@ def evaluate_loss(
         "targets": count,
         "rows": len(rows),
         "recorded": _recorded(run).get(run.step) if as_trained and split == "validation" else None,
+        "seen": run.described["data"].get("seen") if data is None and split == "validation" else _seen(run, data, split),
         "seconds": seconds,
         "tokens_per_second": len(rows) * run.context / seconds,
     }
+
+
+def _seen(run: LoadedRun, data: str | Path | None, split: str) -> dict[str, int] | None:
+    """How many documents of other data the run was trained on; None where nobody can tell, or they are its own."""
+    trained = None if data is None else trained_keys(run.described)
+    return None if data is None or trained is None else counted(open_prepared(data).prompts(split), trained)
 
 
 def _own(run: LoadedRun, split: str) -> Text:

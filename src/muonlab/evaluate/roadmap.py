@@ -21,6 +21,7 @@ from muonlab.data.writing import new_file
 from muonlab.errors import InputError, RunError
 from muonlab.evaluate.answers import EXTRACTIONS, vote
 from muonlab.evaluate.gsm8k import Problem, Result, Sample, Sampling, evaluate, read_problems
+from muonlab.evaluate.seen import in_words, problems_seen
 from muonlab.evaluate.team import Team, gather
 from muonlab.names import did_you_mean
 from muonlab.train.layers import laid
@@ -177,6 +178,7 @@ class Travelled:
     roadmap: Roadmap
     runs: dict[tuple[str, int], dict[str, Any]]
     stages: dict[str, list[Answers]]
+    seen: int | None = None  # problems that the models were trained on
 
 
 def travel(
@@ -222,7 +224,10 @@ def travel(
     for stage in config.stages:
         found = [answers(way) for way in _ways(config, stage)]
         stages[stage.name] = [_together(found)] if stage.together == "vote" else found
-    return Travelled(roadmap, runs, stages)
+    seen = problems_seen(runs.values(), problems)
+    if warning := in_words(seen, len(problems), "the models"):
+        say(warning)
+    return Travelled(roadmap, runs, stages, seen)
 
 
 def _runs(config: RoadmapConfig) -> list[tuple[str, int]]:

@@ -12,6 +12,7 @@ import numpy as np
 from statsmodels.stats.multitest import multipletests
 
 from muonlab.evaluate.roadmap import Answers, RoadmapConfig, Stage, Travelled
+from muonlab.evaluate.seen import in_words
 from muonlab.evaluate.stages import Gain, Right, Standing, gain, standing
 from muonlab.files import write_atomically
 
@@ -114,6 +115,7 @@ def _as_json(travelled: Travelled, judged: list[Step]) -> dict[str, Any]:
     keys = ("id", "val_loss", "seconds", "weights_sha256", "provenance")
     return {
         "question": config.question,
+        "seen": travelled.seen,
         "problems": {**config.problems.model_dump(mode="json"), "asked": len(next(iter(travelled.stages.values()))[0].results)},
         "alpha": config.alpha,
         "margin": config.margin,
@@ -171,6 +173,8 @@ def _lines(travelled: Travelled, judged: list[Step]) -> list[str]:
     named = ", ".join(filter(None, (*asked.data, asked.subset, asked.split)))
     lines = [f"# {config.question}", "", *(f"- {sentence(step, config.alpha)}" for step in judged), "", "![](accuracy.png)", ""]
     lines += [*_stages(config, judged), ""]
+    if warning := in_words(travelled.seen, count, "the models"):
+        lines += [f"**{warning}.**", ""]
     lines += [f"The same {count} problems for all ({named}), answers read by the rule {asked.rule}. {_HOW}", ""]
     if levels := list(judged[0].levels):
         lines += ["## By level", "", f"| stage |{''.join(f' level {n} |' for n in levels)}", f"|---|{'---|' * len(levels)}"]

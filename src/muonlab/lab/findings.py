@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from muonlab.data.overlap import in_words
 from muonlab.lab import stats
 from muonlab.lab.effects import Effects
 from muonlab.lab.results import ArmResult, Results, number, value_of
@@ -92,6 +93,7 @@ def _difference(arm: ArmResult) -> float:
 def notes(results: Results) -> list[str]:
     """Changes of mind, unequal budgets, misses, edges of grids, steps left out, whether seeds are pairs."""
     found = _race(results) + [_changed(change) for change in results.plan["changes"]]
+    found += seen(results)
     found += _budgets(results)
     found += _exchange(results)
     found += _misses(results)
@@ -102,6 +104,12 @@ def notes(results: Results) -> list[str]:
     if any(0 < arm.finished < 3 for arm in results.arms) and not results.is_grid:
         found.append("Arms with fewer than three runs: intervals are wide and rest on the assumption of normal scatter.")
     return found
+
+
+def seen(results: Results) -> list[str]:
+    """Validation rows that are training rows, where runs say so."""
+    words = {in_words((run.run.get("data") or {}).get("seen")) for run in results.runs if run.run} - {""}
+    return [f"Not a loss on unseen text: {'; '.join(sorted(words))}."] if words else []
 
 
 def _changed(change: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from muonlab.data import corpus
 from muonlab.data.packing import PackedLoader
 from muonlab.errors import InputError, Interrupted, RunError
 from muonlab.files import write_atomically
@@ -86,6 +87,8 @@ def train(
         raise RunError(f"{out}: cannot begin: out of memory on {machine.device}; {remedy}") from None
     if isinstance(trainer.loader, PackedLoader):
         say(f"packed: {trainer.loader.waste()}")
+    for line in corpus.remarks(trainer.data):
+        say(line)
     if known is not None and known["data"]["sha256"] != trainer.data["sha256"]:
         raise InputError(f"{out}: the corpus has changed since the run began (SHA-256 differs): start a new run")
     with folder.lock(), stop_requests() as request, session(folder) as begin:

@@ -9,6 +9,7 @@ import altair as alt
 
 from muonlab.lab import stats
 from muonlab.lab.charts.style import Chart, arm_rows, color, data, few_ticks, level, metric_title, row_height, tooltips
+from muonlab.lab.findings import seen
 from muonlab.lab.results import ArmResult, Results
 
 
@@ -20,6 +21,7 @@ def finals(results: Results) -> Chart | None:
     if not rows:
         return None
     caption = f"One dot a seed; the stroke is the mean, the line its {level(results)} confidence interval (Student t)."
+    caption = " ".join([caption, *seen(results)])
     title = {"val_loss": "Final loss of every run", "best_val_loss": "Lowest loss of every run"}
     intervals = [_interval(arm.name, arm.summary) for arm in results.arms if arm.summary is not None and arm.summary.n > 1]
     chart = _dots(results, rows, intervals, metric_title(results), ".4f")
