@@ -158,8 +158,9 @@ def test_its_size_is_counted_without_building_it(family):
 
 # -- documents in one row ---------------------------------------------------------------------------------------------
 
-# Beginnings at multiples of four: blocks of multi-scale attention stand where they stand in a document by itself.
-DOCUMENTS = torch.tensor([[0] * 8 + [1] * 12 + [2] * 4 + [3] * 1, [0] * 4 + [1] * 4 + [5] * 16 + [6]])
+# Beginnings anywhere, and documents shorter than a block of multi-scale attention: the lengths in each row.
+LENGTHS = [[3, 7, 1, 9, 2, 3], [1, 10, 5, 1, 1, 6, 1], [25], [2, 22, 1], [5, 6, 14]]
+DOCUMENTS = torch.tensor([[2 * d + (d > 2) for d, length in enumerate(row) for _ in range(length)] for row in LENGTHS])
 
 
 def apart():
@@ -179,8 +180,8 @@ def alone(model, tokens):
 
 @pytest.mark.parametrize("family", apart())
 def test_documents_in_one_row_are_as_if_each_was_alone(family, device):
-    model, tokens = moved(build(family, device=device)).double(), some_tokens(2, 25, device=device)
-    targets = some_tokens(2, 25, seed=2, device=device)
+    model, tokens = moved(build(family, device=device)).double(), some_tokens(*DOCUMENTS.shape, device=device)
+    targets = some_tokens(*DOCUMENTS.shape, seed=2, device=device)
     targets[:, ::3] = -100
     expected = alone(model, tokens)
     plain = F.cross_entropy(expected.flatten(0, 1), targets.flatten(), ignore_index=-100)

@@ -23,9 +23,19 @@ def turned(x: Tensor, position: int, base: float) -> Tensor:
     return y
 
 
-def multiscale(x: Tensor, layer: dict[str, Tensor], heads: int, scales: list[int], softmax_scale: float, base: float) -> Tensor:
-    """x (T, d) -> (T, d). Token t looks at the tokens 0 … t and at the mean of every block of s tokens that ends before t."""
+def multiscale(
+    x: Tensor,
+    layer: dict[str, Tensor],
+    heads: int,
+    scales: list[int],
+    softmax_scale: float,
+    base: float,
+    documents: list[int] | None = None,
+) -> Tensor:
+    """x (T, d) -> (T, d). Token t looks at the tokens of its document up to t, and at the mean of every block of s tokens, counted
+    from the document's first one, that ends before t."""
     T, d = x.shape
+    documents = documents or [0] * T
     out = torch.zeros_like(x)
     for h in range(heads):
         rows = slice(h * d // heads, (h + 1) * d // heads)
@@ -34,7 +44,7 @@ def multiscale(x: Tensor, layer: dict[str, Tensor], heads: int, scales: list[int
             query = turned(unit(q[t]), t, base)
             logits, values = [], []
             for scale in scales:
-                start = 0
+                start = documents.index(documents[t])
                 while start + scale <= T:
                     last = start + scale - 1
                     if last < t or (last == t and scale == 1):

@@ -73,9 +73,14 @@ def on_cpu(module):
     return {name: p.cpu() for name, p in module.state_dict().items()}
 
 
-def attend(attention, x):
+def attend(attention, x, documents=None):
     cos, sin = rotation(x.shape[1], x.device)
-    return attention(x, cos, sin, keys_of(x.shape[1], attention.scales, cos, sin))
+    return attention(x, cos, sin, keys_of(x.shape[1], attention.scales, cos, sin, documents))
+
+
+def packed(*rows):
+    """Documents of these lengths in each row -> their numbers (B, T)."""
+    return torch.tensor([[d for d, length in enumerate(row) for _ in range(length)] for row in rows])
 
 
 # -- multi-scale attention ----------------------------------------------------------------------------------------------
@@ -87,6 +92,30 @@ def test_multi_scale_attention_matches_loops_over_tokens_and_blocks(scales, devi
     x = random(2, 13, 32, device=device)
     plain = [reference.multiscale(row, on_cpu(attention), 2, scales, 0.12, 1024.0) for row in x.cpu()]
     torch.testing.assert_close(attend(attention, x).cpu(), torch.stack(plain), rtol=1e-5, atol=1e-6)  # RoPE is float32
+
+
+@pytest.mark.parametrize("scales", [(1,), (1, 2, 4), (1, 3), (1, 2, 20)])
+def test_in_a_packed_row_blocks_count_from_the_beginning_of_their_document(scales, device):
+    attention = moved(MultiScaleAttention(changed(scales=scales)), device=device)
+    documents = packed([1, 9, 3], [2, 1, 4, 5, 1], [13], [7, 6])
+    x = random(4, 13, 32, device=device)
+    found = attend(attention, x, documents.to(device)).cpu()
+    for row, numbers, y in zip(x.cpu(), documents.tolist(), found, strict=True):
+        plain = reference.multiscale(row, on_cpu(attention), 2, scales, 0.12, 1024.0, numbers)
+        torch.testing.assert_close(y, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_a_packed_row_has_as_many_keys_as_any_and_each_block_once():
+    for length in (1, 2, 3, 4, 5, 8, 23):
+        cos, sin = rotary_table(length, 16, 1024.0)
+        keys = torch.compile(keys_of, backend="eager", fullgraph=True)  # which a shape that depends on the documents would end
+        for seed in range(10):
+            begins = torch.rand(1, length, generator=torch.Generator().manual_seed(seed)) < 0.3
+            documents = begins.long().cumsum(1)
+            mask = keys(length, (1, 2, 4), cos, sin, documents).mask
+            assert mask.shape == (1, 1, length, length + (length - 1) // 2 + (length - 1) // 4)
+            places = [numbers[:t].count(d) for numbers in documents.tolist() for t, d in enumerate(numbers)]
+            assert mask.sum(-1).flatten().tolist() == [t + 1 + t // 2 + t // 4 for t in places]
 
 
 def test_with_tokens_alone_it_is_the_attention_of_the_gpt(device):
@@ -323,12 +352,21 @@ def test_no_preset_shows_a_position_its_future(path, device):
         assert not torch.allclose(after[:, t + 1], before[:, t + 1])
 
 
-def test_every_kind_of_layer_keeps_documents_apart(device):
-    model = build(device=device)
-    tokens = torch.randint(50, (1, 24), generator=torch.Generator().manual_seed(1)).to(device)
-    documents = torch.tensor([[0] * 8 + [1] * 4 + [2] * 12], device=device)  # blocks of 2 and 4 stand as in a document by itself
-    with torch.no_grad():
-        together = model(tokens, documents)
-        for document in range(3):
-            here = documents[0] == document
-            torch.testing.assert_close(together[:, here], model(tokens[:, here]), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("scales", [(1, 2, 4), (1, 3, 5)])
+def test_documents_anywhere_in_a_row_are_as_if_each_was_alone(scales, device):
+    model = build(changed(pattern="RM*-R", layers=5, scales=scales), device=device)
+    documents = packed([1, 9, 2, 12], [3, 7, 1, 1, 5, 6, 1], [24]).to(device)
+    tokens, targets = some_tokens(3, 24, device=device), some_tokens(3, 24, seed=2, device=device)
+    together, loss = model(tokens, documents), 0.0
+    for row in range(3):
+        for document in documents[row].unique():
+            here = documents[row] == document
+            alone = model(tokens[row : row + 1, here])
+            torch.testing.assert_close(together[row, here], alone[0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(model.extend(tokens[row : row + 1, here])[0], alone, rtol=1e-5, atol=1e-5)
+            loss = loss + F.cross_entropy(alone[0].double(), targets[row, here], reduction="sum") / targets.numel()
+    parameters = dict(model.named_parameters())
+    wanted = torch.autograd.grad(loss, parameters.values())
+    found = torch.autograd.grad(model.loss(tokens, targets, documents), parameters.values())
+    for name, one, other in zip(parameters, found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7, msg=name)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muonlab.models.attention import rotate
+from muonlab.models.attention import positions, rotate
 from muonlab.models.decoding import KV, Past, Slots, newest
 
 
@@ -33,9 +33,10 @@ class MultiScaleConfig(Protocol):
 class Keys(NamedTuple):
     """Where the K keys of T tokens stand, and who sees them: the same in every layer, so made once a forward pass."""
 
-    cos: Tensor  # (K, head_width / 2): RoPE's table at each key's last token
+    cos: Tensor  # (K, head_width / 2), or (B, K, head_width / 2): RoPE's table at each key's last token
     sin: Tensor
     mask: Tensor  # (T, K) bool, or (B, 1, T, K)
+    members: tuple[Tensor, ...] | None = None  # with documents, for each scale but 1, (B, blocks, scale): a block's tokens
 
 
 def keys_of(length: int, scales: tuple[int, ...], cos: Tensor, sin: Tensor, documents: Tensor | None = None) -> Keys:
@@ -43,19 +44,35 @@ def keys_of(length: int, scales: tuple[int, ...], cos: Tensor, sin: Tensor, docu
 
     Block i of scale s is the mean of the tokens i·s … (i + 1)·s − 1. Token t sees it if its last token lies before t: a block that
     ends with t itself does not lie wholly before it. So a block that ends with the last token serves nobody, and is left out.
-    With documents (B, length), rising along a row, it sees the keys that lie wholly in its own.
+    With documents (B, length), rising along a row, blocks count from the beginning of each, and a token sees the keys of its own.
     """
     token = torch.arange(length, device=cos.device)
+    if documents is not None:
+        return _packed_keys(token, scales, cos, sin, documents)
     last = [token] + [token[s - 1 : length - 1 : s] for s in scales[1:]]
     seen_from = torch.cat([token, *(block + 1 for block in last[1:])])
     position = torch.cat(last)
-    seen = seen_from <= token[:, None]
-    if documents is not None:
-        first = torch.cat([token] + [block + 1 - s for s, block in zip(scales[1:], last[1:], strict=True)])
-        of_key = documents[:, position]
-        whole = torch.where(documents[:, first] == of_key, of_key, -1)  # (B, K)
-        seen = (seen & (documents[:, :, None] == whole[:, None, :]))[:, None]
-    return Keys(cos[position], sin[position], seen)
+    return Keys(cos[position], sin[position], seen_from <= token[:, None])
+
+
+def _packed_keys(token: Tensor, scales: tuple[int, ...], cos: Tensor, sin: Tensor, documents: Tensor) -> Keys:
+    """As many keys as without documents, whatever these are: two blocks of a scale s never begin within s tokens of one another, so
+    there is a slot for each s tokens of the row. One that no block begins in stands for the block of just these, unseen by all.
+    """
+    length, place = len(token), positions(documents)
+    last, seen_from, members = [token.expand_as(documents)], [token.expand_as(documents)], []
+    for s in scales[1:]:
+        slots, offset = (length - 1) // s, torch.arange(s, device=token.device)
+        begins = (place[:, s - 1 : length - 1] + 1) % s == 0  # at token 0, 1, …: a block of it and the s − 1 that follow
+        begins = F.pad(begins, (0, slots * s - begins.shape[1])).unflatten(1, (slots, s))
+        block = token[: slots * s : s] + (begins * offset).sum(-1)  # (B, slots): its first token
+        last.append(block + s - 1)
+        seen_from.append(torch.where(begins.any(-1), block + s, length))
+        members.append(block[..., None] + offset)
+    position = torch.cat(last, dim=1)  # (B, K)
+    seen = documents[:, :, None] == documents.gather(1, position)[:, None]
+    seen &= torch.cat(seen_from, dim=1)[:, None] <= token[:, None]
+    return Keys(cos[position], sin[position], seen[:, None], tuple(members))
 
 
 class NewKeys(NamedTuple):
@@ -112,6 +129,11 @@ def blocks(x: Tensor, scale: int) -> Tensor:
     return x[:, : count * scale].unflatten(1, (count, scale)).mean(2)
 
 
+def means(x: Tensor, members: Tensor) -> Tensor:
+    """x (B, T, ...), members (B, blocks, scale) -> (B, blocks, ...): the means of the tokens that each block has."""
+    return x[torch.arange(len(x), device=x.device)[:, None, None], members].mean(2)
+
+
 class MultiScaleAttention(nn.Module):
     """Attention over tokens and blocks. A block's key and value are the means of its tokens', its key normalized and rotated like a
     token's, to the position of its last token. With the scale 1 alone it is ordinary causal attention.
@@ -128,7 +150,7 @@ class MultiScaleAttention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, keys: Keys) -> Tensor:
         """x: (B, T, d); cos, sin: (T, head_width / 2); keys: those of T tokens."""
         q, k, v = self._projected(x)
-        k, v = (torch.cat([u, *(blocks(u, s) for s in self.scales[1:])], dim=1) for u in (k, v))  # (B, K, heads, head_width)
+        k, v = (torch.cat([u, *self._blocks(u, keys)], dim=1) for u in (k, v))  # (B, K, heads, head_width)
         q, k = self._turned(q, cos, sin), self._turned(k, keys.cos, keys.sin)
         return self._attended(q, k, v, keys.mask)
 
@@ -139,9 +161,8 @@ class MultiScaleAttention(nn.Module):
         q, *kv = self._projected(x)
         before = [u.new_zeros(len(u), self.scales[-1] - 1, *u.shape[2:]) for u in kv] if state is None else state.newest
         recent = [torch.cat([a.to(u.dtype), u], dim=1) for a, u in zip(before, kv, strict=True)]
-        rows = torch.arange(len(x), device=x.device)[:, None, None]
         k, v = (
-            torch.cat([u, *(both[rows, members].mean(2) for members in keys.members)], dim=1)  # (B, E, heads, head_width)
+            torch.cat([u, *(means(both, members) for members in keys.members)], dim=1)  # (B, E, heads, head_width)
             for u, both in zip(kv, recent, strict=True)
         )
         cache = past.cached(() if state is None else state.cache, KV(self._turned(k, keys.cos, keys.sin), v), keys.slots)
@@ -151,6 +172,11 @@ class MultiScaleAttention(nn.Module):
 
     def _projected(self, x: Tensor) -> list[Tensor]:  # (B, T, d) -> q, k and v (B, T, heads, head_width)
         return [f(x).view(*x.shape[:2], self.heads, -1) for f in (self.q, self.k, self.v)]
+
+    def _blocks(self, u: Tensor, keys: Keys) -> list[Tensor]:
+        if keys.members is None:
+            return [blocks(u, s) for s in self.scales[1:]]
+        return [means(u, members) for members in keys.members]
 
     def _turned(self, u: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # normalized and rotated
         return rotate(F.rms_norm(u, (u.shape[-1],)), cos, sin)
