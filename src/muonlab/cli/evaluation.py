@@ -42,7 +42,6 @@ def loss(
         Folder of a run.
     """
     from muonlab.cli.progress import EvaluationDisplay
-    from muonlab.data.overlap import in_words as seen_in_words
     from muonlab.evaluate.loading import load_run
     from muonlab.evaluate.loss import evaluate_loss
 
@@ -66,8 +65,8 @@ def loss(
             f"{found['targets']:,} targets; {found['tokens_per_second']:,.0f} tokens/s"
         )
 
-    if seen := seen_in_words(found["seen"], "documents"):
-        say(f"{seen}: this is not the loss of unseen text")
+    for line in found["remarks"]:
+        say(line)
     show({**place, **found, "precision": loaded.machine.precision}, json, in_words)
 
 

@@ -262,10 +262,11 @@ def _load_prepared(config: DataConfig) -> Corpus:
 def _seen(made: list[Prepared], held: list[Prepared]) -> dict[str, Any]:
     """How many validation rows are training rows, where folders to hold out are named (a hash of the prompt parts a folder's own)
     and none is of the old form, which has no keys."""
-    trained = [folder.prompts("train") for folder in made]
-    tested = [folder.prompts(split) for folder in held for split in SPLITS]
-    complete = all(folder.begins for folder in (*made, *held))
-    return {"seen": overlap.counted(sum(tested, []), sum(trained, []))} if held and complete else {}
+    if not held or not all(folder.begins for folder in (*made, *held)):
+        return {}
+    trained = [keys for folder in made for keys in folder.prompts("train")]
+    tested = [keys for folder in held for split in SPLITS for keys in folder.prompts(split)]
+    return {"seen": overlap.counted(tested, trained)}
 
 
 def remarks(provenance: dict[str, Any]) -> list[str]:

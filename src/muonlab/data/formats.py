@@ -135,8 +135,7 @@ def neighbours(sources: Sequence[object], at: int) -> tuple[list[Path], list[Pat
 
     def is_stream(i: int) -> bool:  # sources i and i + 1
         a, b = sources[i : i + 2]
-        shards = isinstance(a, DataFile) and isinstance(b, DataFile) and a.kind == b.kind == "bin"
-        return shards and follows(a.path, b.path)
+        return isinstance(a, DataFile) and isinstance(b, DataFile) and a.kind == b.kind == "bin" and follows(a.path, b.path)
 
     first = last = at
     while first and is_stream(first - 1):

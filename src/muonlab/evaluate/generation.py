@@ -96,9 +96,9 @@ class TextGenerator:
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> list[Completion]:
-        """What follows each prompt, a text or all tokens before; an empty one is the beginning of a document. temperature 0: the likeliest
-        token each time. top_p: of the likeliest tokens, the fewest that have this probability together. Raises RunError for
-        logits that are not finite, InputError for a prompt that is no text."""
+        """What follows each prompt, a text or all tokens before; an empty one is the beginning of a document. temperature 0: the
+        likeliest token each time. top_p: of the likeliest tokens, the fewest that have this probability together. Raises RunError
+        for logits that are not finite, InputError for a prompt that is no text."""
         rows = self._rows(prompts, max_tokens, seed, stop)
         fitting = sorted((row for row in rows if row.reason is None), key=lambda row: -len(row.prompt))
         for start in range(0, len(fitting), self.batch):

@@ -14,7 +14,7 @@ import torch
 from muonlab.data import corpus
 from muonlab.data.corpus import Text
 from muonlab.data.loader import Batch, to_batch
-from muonlab.data.overlap import counted
+from muonlab.data.overlap import counted, in_words
 from muonlab.data.packing import WINDOW, pack, packed_batch
 from muonlab.data.prepared import Documents, open_prepared
 from muonlab.errors import InputError, RunError
@@ -33,14 +33,15 @@ def evaluate_loss(
     tokens: int | None = None,
     on_progress: Callable[[float, float], None] = lambda share, rate: None,
 ) -> dict[str, Any]:
-    """Mean cross-entropy in nats of the targets that count, as training evaluates it. seen: how many of the documents ("rows" of "of") are training documents; None where nobody counted.
+    """Mean cross-entropy in nats of the targets that count, as training evaluates it. seen: how many of the documents ("rows" of
+    "of") are training documents; None where nobody counted. remarks: what to know of the figure.
 
     data: a folder that `muonlab data prepare` made; None: the run's own, of which `recorded` is what training found at this step.
     tokens: as train.eval_tokens; default: as many as in training, or all of other data. on_progress: is told the share that is done
     and tokens a second. Raises InputError for data of another tokenizer, and where there is none; RunError for a loss that is not
     finite.
     """
-    text = _own(run, split) if data is None else _other(run, data, split)
+    text, seen, remarks = _own(run, split) if data is None else _other(run, data, split)
     as_trained = data is None and tokens is None
     rows = _rows(text, run.context, run.recipe.train.eval_tokens if as_trained else tokens)
     total, count, done, began = 0.0, 0, 0, time.perf_counter()
@@ -62,19 +63,17 @@ def evaluate_loss(
         "targets": count,
         "rows": len(rows),
         "recorded": _recorded(run).get(run.step) if as_trained and split == "validation" else None,
-        "seen": run.described["data"].get("seen") if data is None and split == "validation" else _seen(run, data, split),
+        "seen": seen,
+        "remarks": remarks + ([f"{words}: this is not the loss of unseen text"] if (words := in_words(seen, "documents")) else []),
         "seconds": seconds,
         "tokens_per_second": len(rows) * run.context / seconds,
     }
 
 
-def _seen(run: LoadedRun, data: str | Path | None, split: str) -> dict[str, int] | None:
-    """How many documents of other data the run was trained on; None where nobody can tell, or they are its own."""
-    trained = None if data is None else trained_keys(run.described)
-    return None if data is None or trained is None else counted(open_prepared(data).prompts(split), trained)
+_Known = tuple[Text, dict[str, int] | None, list[str]]  # the text, how much of it was trained on, and what to know of it
 
 
-def _own(run: LoadedRun, split: str) -> Text:
+def _own(run: LoadedRun, split: str) -> _Known:
     data = run.recipe.data
     try:
         text = corpus.load(data)
@@ -84,10 +83,12 @@ def _own(run: LoadedRun, split: str) -> Text:
         raise InputError(*error.problems, f"{run.folder}: the data that it was trained on cannot be read; {there} --data") from None
     if text.provenance["sha256"] != run.described["data"]["sha256"]:
         raise InputError(f"{run.folder}: its corpus has changed since it was trained (SHA-256 differs): name --data")
-    return text.validation if split == "validation" else text.train
+    if split == "train":
+        return text.train, None, []
+    return text.validation, run.described["data"].get("seen"), []
 
 
-def _other(run: LoadedRun, data: str | Path, split: str) -> Documents:
+def _other(run: LoadedRun, data: str | Path, split: str) -> _Known:
     prepared, known = open_prepared(data), run.tokenizer
     theirs = prepared.manifest["tokenizer"]
     if theirs["sha256"] != known.sha256:
@@ -95,7 +96,13 @@ def _other(run: LoadedRun, data: str | Path, split: str) -> Documents:
             f"{data}: prepared with another tokenizer ({theirs['name']}, {theirs['vocab_size']:,} tokens) than the model's "
             f"({known.name}, {known.vocab_size:,}): prepare it again with --tokenizer {run.folder / 'tokenizer.json'}"
         )
-    return prepared.validation if split == "validation" else prepared.train
+    remarks = []
+    if prepared.begins != run.begins and run.described["data"].get("manifests"):
+        form, own = (f"{'' if begins else 'do not '}begin with the end token" for begins in (prepared.begins, run.begins))
+        remarks = [f"{data}: documents {form}, and those that the run was trained on {own}: their first tokens weigh on the loss"]
+    trained = trained_keys(run.described) if prepared.begins else None
+    seen = None if trained is None else counted(prepared.prompts(split), trained)
+    return prepared.validation if split == "validation" else prepared.train, seen, remarks
 
 
 def _recorded(run: LoadedRun) -> dict[int, float]:

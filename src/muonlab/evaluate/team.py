@@ -144,8 +144,8 @@ def _averaged(runs: Sequence[LoadedRun], batch: int) -> TextGenerator:
             raise InputError(f"--average: {first.folder} and {other.folder} compute in different precision; their answers can vote")
         if other.begins != first.begins:
             raise InputError(
-                f"--average: of {first.folder} and {other.folder} one was trained on documents that begin with the end token; their "
-                "answers can vote: --ensemble"
+                f"--average: of {first.folder} and {other.folder} one was trained on documents that begin with the end token; "
+                "their answers can vote: --ensemble"
             )
     model = Averaged([run.model for run in runs]).eval()
     return TextGenerator(model, first.tokenizer, begins=first.begins, batch=batch, computing=first.computing)
