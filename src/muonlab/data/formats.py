@@ -26,7 +26,7 @@ Row = dict[str, Any]
 TEXT_BLOCK = 1 << 16  # bytes: a longer text file is cut after a line into documents of about this size
 _CHUNK = 1 << 16  # characters of JSON read at a time
 _PARQUET_ROWS = 256  # read at a time, and no fewer than
-_PARQUET_LEAST = 32
+_PARQUET_LEAST = 16
 _PARQUET_BUFFER = 1 << 20  # bytes of each column: without it a whole row group is read, which may be the whole file
 _SEPARATORS = " \t\r\n,"  # between two objects of a JSON array, or of none
 
@@ -122,8 +122,7 @@ class DataFile:
 
 def _jsonl(source: DataFile, skip: int) -> Numbered[Row]:
     with source.open() as file:
-        for number, line in enumerate(lines := Lines(file, source.path), 1):
-            lines.row()
+        for number, line in enumerate(Lines(file, source.path).each(), 1):
             if number <= skip or not line.strip():
                 continue
             where = f"{source.path}, line {number}"

@@ -112,6 +112,12 @@ class Lines:
     def row(self) -> None:
         self._left = self._limit
 
+    def each(self) -> Iterator[Any]:
+        """The lines, where each is a row."""
+        for line in self:
+            self._left = self._limit
+            yield line
+
 
 def too_long(where: str, limit: int) -> InputError:
     return InputError(
