@@ -169,7 +169,7 @@ def json_rows(file: TextIO, path: str | Path) -> Numbered[Any]:
             if not text and not array:
                 return
             cut = "the file ends before its array does" if not text else str(error)
-            raise InputError(f"{path}, row {number + 1}: not JSON ({cut})") from None
+            raise InputError(f"{path}, row {number + 1}: not JSON ({cut}): is the file cut?") from None
         text, number = text[end:], number + 1
         yield number, row
         if len(text) < _CHUNK:

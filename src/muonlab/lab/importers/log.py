@@ -30,8 +30,8 @@ class Look:
 class Log:
     """A file that may be packed: its content says so, whatever its name.
 
-    limit: bytes that a packed file may unpack to (None: any); beyond them reading raises InputError, as it does for a file that is cut or
-    no text. on_progress: told now and then of the share that is done, 0 to 1.
+    limit: bytes that a packed file may unpack to (None: any); beyond them reading raises InputError, as it does for a file that
+    is cut or no text. on_progress: told now and then of the share that is done, 0 to 1.
     """
 
     def __init__(self, path: Path, limit: int | None = UNPACK_LIMIT, on_progress: Callable[[float], None] | None = None) -> None:
