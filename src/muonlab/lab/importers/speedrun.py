@@ -18,7 +18,7 @@ _RULER = re.compile(r"^={50,}[ \t]*\r?\n", re.MULTILINE)  # the logs' own are 10
 _IMPORT = re.compile(r"^(?:import|from) \w", re.MULTILINE)
 _LONGEST_MARK = 1 << 16  # characters of a line
 _LONGEST_PROGRAM = 1 << 24
-_FACTS_WITHIN = 1 << 24  # characters of lines that are not about a step
+_FACTS_WITHIN = 1 << 20  # characters of lines that are not about a step
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0}
 
 
