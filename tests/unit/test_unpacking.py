@@ -142,7 +142,8 @@ def test_what_is_no_evaluation_is_not_held(kind):
                 "text": f"{note}\n" + (f"step:{step}/639 val_loss:{loss}\n" if loss else ""),
             }[kind])  # fmt: skip
     runs = []
-    assert peak(lambda: runs.extend(read_file(Path("x.log.gz"), {}))) < 8e6
+    limit = 24e6 if kind == "text" else 8e6  # a text may yet turn out to begin with a program: 16 MiB of it are kept
+    assert peak(lambda: runs.extend(read_file(Path("x.log.gz"), {}))) < limit
     assert [(row["step"], row["val_loss"]) for row in runs[0].rows] == [(0, 2.5), (320, 2.5)]
 
 
