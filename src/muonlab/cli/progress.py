@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _STYLES = {"better": "bold green", "worse": "bold red", "equivalent": "bold blue", "undecided": "yellow"}
 _SEEDS_SHOWN = 8  # with more there is no room for a column each
+_QUICK = 1.0  # seconds: what is read within them needs no bar
 _PLAIN_EVERY = 15.0  # seconds between lines about one run where there is no terminal
 
 
@@ -258,6 +259,34 @@ class PrepareDisplay:
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
+
+
+class ImportDisplay:
+    """A bar for the reading of logs, once it has taken a second; gone when they are read."""
+
+    def __init__(self) -> None:
+        self.console = Log()
+        self.began = self.last_line = time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %  {task.fields[note]}"))
+        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)
+        self.task = self.bar.add_task("reading", total=1, note="")
+
+    def __enter__(self) -> ImportDisplay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def update(self, share: float, name: str) -> None:
+        now = time.monotonic()
+        if now - self.began < _QUICK:
+            return
+        left = f"  {duration((now - self.began) * (1 / share - 1))} left" if share > 0 else ""
+        self.bar.start()
+        self.bar.update(self.task, completed=share, note=f"{name}{left}")
+        if not self.console.is_terminal and now - self.last_line > _PLAIN_EVERY:
+            self.last_line = now
+            self.console.print(f"reading {name}: {100 * share:.0f} % of the logs{left}", markup=False)
 
 
 class EvaluationDisplay:

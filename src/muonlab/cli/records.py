@@ -20,6 +20,15 @@ _MAP_HELP = (
     "seconds, ms, lr; may be repeated"
 )
 
+UnpackLimit = Annotated[str | None, Parameter(help="what one packed log may unpack to, such as 4GiB; default: 1GiB")]
+
+
+def _unpack_limit(given: str | None) -> int:
+    from muonlab.lab.importers.log import UNPACK_LIMIT
+    from muonlab.train.memory import parse_size
+
+    return UNPACK_LIMIT if given is None else parse_size(given, "--unpack-limit")
+
 
 @app.command(name="import")
 def import_(
@@ -27,12 +36,13 @@ def import_(
     out: Path,
     arm: str | None = None,
     map: Annotated[list[str] | None, Parameter(name="--map", help=_MAP_HELP, negative=())] = None,
+    unpack_limit: UnpackLimit = None,
     json: Json = False,
 ) -> None:
     """Bring other people's logs into a folder of runs that `report` and `certify` read.
 
-    Reads modded-nanogpt's text logs, exports of W&B (CSV, JSONL) and TensorBoard (CSV, event files), and CSV or JSONL with a
-    row for each evaluation. All of the logs are imported or none.
+    Reads modded-nanogpt's text logs, exports of W&B (CSV, JSONL) and TensorBoard (CSV, event files), and CSV, JSONL or
+    Parquet with a row for each evaluation; also packed (.gz, .bz2, .xz, .zst). All of the logs are imported or none.
 
     Parameters
     ----------
@@ -43,12 +53,15 @@ def import_(
     arm:
         Name of the arm for all of them. Default: what a log says, else its folder (text logs) or file name (tables).
     """
+    from muonlab.cli.progress import ImportDisplay
     from muonlab.lab.importers import import_logs
     from muonlab.lab.importers.columns import parse_map
 
     if not logs:
         raise InputError("import: expected logs, got none: name files, folders or patterns, such as logs/*.txt")
-    imported = import_logs(logs, out, arm=arm, columns=parse_map(map or []))
+    options = {"arm": arm, "columns": parse_map(map or []), "unpack_limit": _unpack_limit(unpack_limit)}
+    with ImportDisplay() as display:
+        imported = import_logs(logs, out, **options, on_progress=display.update)
     for run in imported:
         if run.status != "finished":
             say(f"{run.name} ({run.arm}, seed {run.seed}): {run.status}{f': {run.note}' if run.note else ''}")
@@ -73,6 +86,7 @@ def certify(
     arm: str | None = None,
     steps: int | None = None,
     against: Path | None = None,
+    unpack_limit: UnpackLimit = None,
     json: Json = False,
 ) -> None:
     """Write a record: the runs of one arm, their figures, and whether they meet a rule.
@@ -99,7 +113,10 @@ def certify(
     """
     from muonlab.lab.records import certify as write_record
 
-    done = write_record(directory, rule=rule, target=target, out=out, arm=arm, steps=steps, against=against)
+    done = write_record(
+        directory, rule=rule, target=target, out=out, arm=arm, steps=steps, against=against,
+        unpack_limit=_unpack_limit(unpack_limit),
+    )  # fmt: skip
     show({"record": str(out), **done.content}, json, lambda: _figures_in_words(done.content, out))
     if not done.met:
         raise RunError(f"{out}: written, and the rule is not met\n" + "\n".join(f"missing: {line}" for line in done.missing))
@@ -113,7 +130,7 @@ def _figures_in_words(content: dict[str, Any], out: Path) -> str:
 
 
 @app.command
-def verify(record: Path, *, against: Path | None = None, json: Json = False) -> None:
+def verify(record: Path, *, against: Path | None = None, unpack_limit: UnpackLimit = None, json: Json = False) -> None:
     """Compute a record again from its files; exit code 1 names every difference.
 
     Parameters
@@ -125,7 +142,7 @@ def verify(record: Path, *, against: Path | None = None, json: Json = False) -> 
     """
     from muonlab.lab.records import verify as check
 
-    found = check(record, against=against)
+    found = check(record, against=against, unpack_limit=_unpack_limit(unpack_limit))
     for note in found.notes:
         say(f"note: {note}")
     answer = {"record": str(record), "verified": not found.differences, "differences": found.differences, "notes": found.notes}

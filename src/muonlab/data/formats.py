@@ -3,22 +3,19 @@ holds no more than a few rows in memory."""
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import csv
-import gzip
 import io
 import itertools
 import json
-import lzma
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TextIO, TypeVar
 
 import numpy as np
 
 from muonlab.data.shards import documents, follows
+from muonlab.data.unpacking import BROKEN, COMPRESSIONS, ROW_LIMIT, Lines, decompressed, too_long
 from muonlab.errors import InputError
 from muonlab.files import sha256_of
 
@@ -28,7 +25,8 @@ Row = dict[str, Any]
 
 TEXT_BLOCK = 1 << 16  # bytes: a longer text file is cut after a line into documents of about this size
 _CHUNK = 1 << 16  # characters of JSON read at a time
-_PARQUET_ROWS = 256  # read at a time
+_PARQUET_ROWS = 256  # read at a time, and no fewer than
+_PARQUET_LEAST = 16
 _PARQUET_BUFFER = 1 << 20  # bytes of each column: without it a whole row group is read, which may be the whole file
 _SEPARATORS = " \t\r\n,"  # between two objects of a JSON array, or of none
 
@@ -36,7 +34,6 @@ FORMATS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
     ".txt": "text", ".text": "text", ".md": "text", ".bin": "bin",
 }  # fmt: skip
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
 def format_of(path: Path) -> str | None:
@@ -99,17 +96,7 @@ class DataFile:
         """The content, decompressed where the name says so."""
         self._raw = raw = open(self.path, "rb")  # noqa: SIM115 (closed with what wraps it)
         suffix = self.path.suffix.lower()
-        if suffix == ".gz":
-            return io.BufferedReader(gzip.GzipFile(fileobj=raw))  # pyright: ignore[reportArgumentType]
-        if suffix == ".bz2":
-            return io.BufferedReader(bz2.BZ2File(raw))  # pyright: ignore[reportArgumentType]
-        if suffix == ".xz":
-            return io.BufferedReader(lzma.LZMAFile(raw))  # pyright: ignore[reportArgumentType]
-        if suffix == ".zst":
-            import pyarrow as pa
-
-            return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"))  # pyright: ignore
-        return raw
+        return decompressed(raw, suffix if suffix in COMPRESSIONS else None)
 
     def _readable(self, rows: Callable[[], Iterator[Item]]) -> Iterator[Item]:
         """`rows()`, with what goes wrong on the way in words."""
@@ -122,7 +109,7 @@ class DataFile:
             ) from None
         except EOFError:
             raise InputError(f"{self.path}: cut short: the compressed file ends before its end; fetch it again") from None
-        except (zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        except BROKEN as error:
             raise InputError(f"{self.path}: not a whole {suffix} file ({error}); fetch it again, or correct its name") from None
         except OSError as error:
             if suffix in COMPRESSIONS and error.errno is None:
@@ -151,7 +138,7 @@ def neighbours(sources: Sequence[object], at: int) -> tuple[list[Path], list[Pat
 
 def _jsonl(source: DataFile, skip: int) -> Numbered[Row]:
     with source.open() as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(Lines(file, source.path).each(), 1):
             if number <= skip or not line.strip():
                 continue
             where = f"{source.path}, line {number}"
@@ -167,43 +154,52 @@ def _jsonl(source: DataFile, skip: int) -> Numbered[Row]:
 
 
 def _json(source: DataFile, skip: int) -> Numbered[Row]:
-    """An array of objects, or objects one after the other: decoded one by one, so that the file need not fit in memory."""
-    decoder = json.JSONDecoder()
     with io.TextIOWrapper(source.open(), encoding="utf-8-sig") as file:
-        text, number, size = file.read(_CHUNK).lstrip(), 0, _CHUNK
-        array = text.startswith("[")
-        text = text[array:]
-        while True:
-            text = text.lstrip(_SEPARATORS)
-            if array and text.startswith("]"):
-                _at_end(source, number, text[1:], file)
-                return
-            try:
-                row, end = decoder.raw_decode(text)
-            except (ValueError, RecursionError) as error:
-                more = file.read(size) if _may_go_on(error, text) else ""
-                if more:  # twice as much each time: a row is read again a few times, not once for each chunk
-                    text, size = text + more, 2 * size
-                    continue
-                if not text and not array:
-                    return
-                cut = "the file ends before its array does" if not text else str(error)
-                raise InputError(f"{source.path}, row {number + 1}: not JSON ({cut})") from None
-            text, number, size = text[end:], number + 1, _CHUNK
+        for number, row in json_rows(file, source.path):
             if number > skip:
                 yield number, _object(row, f"{source.path}, row {number}")
-            if len(text) < _CHUNK:
-                text += file.read(_CHUNK)
 
 
-def _at_end(source: DataFile, number: int, text: str, file: io.TextIOWrapper) -> None:
+def json_rows(file: TextIO, path: str | Path) -> Numbered[Any]:
+    """Those of an array, or of values one after the other: decoded one by one, so that the file need not fit in memory."""
+    decoder = json.JSONDecoder()
+    text, number = file.read(_CHUNK).lstrip(), 0
+    array = text.startswith("[")
+    text = text[array:]
+    while True:
+        text = text.lstrip(_SEPARATORS)
+        if array and text.startswith("]"):
+            _at_end(path, number, text[1:], file)
+            return
+        try:
+            row, end = decoder.raw_decode(text)
+        except (ValueError, RecursionError) as error:
+            goes_on = _may_go_on(error, text)
+            if goes_on and len(text) > ROW_LIMIT:
+                raise too_long(f"{path}, row {number + 1}", ROW_LIMIT) from None
+            # twice as much each time: a row is read again a few times, not once for each chunk
+            more = file.read(max(_CHUNK, len(text))) if goes_on else ""
+            if more:
+                text += more
+                continue
+            if not text and not array:
+                return
+            cut = "the file ends before its array does" if not text else str(error)
+            raise InputError(f"{path}, row {number + 1}: not JSON ({cut}): is the file cut?") from None
+        text, number = text[end:], number + 1
+        yield number, row
+        if len(text) < _CHUNK:
+            text += file.read(_CHUNK)
+
+
+def _at_end(path: str | Path, number: int, text: str, file: TextIO) -> None:
     """Raises InputError for anything but white space after an array."""
     after = ""
     while text and not (after := text.strip(" \t\r\n")):
         text = file.read(_CHUNK)
     if after:
         raise InputError(
-            f"{source.path}: expected nothing after the array's end (row {number}), got {after[:20]!r}: name a file of one array, "
+            f"{path}: expected nothing after the array's end (row {number}), got {after[:20]!r}: name a file of one array, "
             "or of objects one after the other"
         )
 
@@ -230,13 +226,15 @@ def _csv(source: DataFile, skip: int, delimiter: str = ",") -> Numbered[Row]:
     """Rows below a header. A value may hold line ends where it stands in quotes."""
     csv.field_size_limit((1 << 31) - 1)  # the module's own limit is 128 KiB; it knows no other way to raise it
     with io.TextIOWrapper(source.open(), encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        reader = csv.reader(lines := Lines(file, source.path), delimiter=delimiter, strict=True)
         number = 0
         try:
             header = next(reader, [])
             if len(set(header)) < len(header):
                 raise InputError(f"{source.path}: expected a header of names, each once, got {', '.join(header)}")
+            lines.row()
             for fields in reader:
+                lines.row()
                 if not fields:  # an empty line
                     continue
                 number += 1
@@ -268,13 +266,25 @@ def _parquet(source: DataFile, skip: int, columns: tuple[str, ...]) -> Numbered[
                     chosen.append(group)
             wanted = [name for name in names if name in columns] or names[:1]
             others = dict.fromkeys(name for name in names if name not in wanted)  # not read, but there: for messages
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=chosen, columns=wanted):
+            size = rows_at_a_time(file.metadata, wanted)
+            for batch in file.iter_batches(batch_size=size, row_groups=chosen, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
                     if number > skip:
                         yield number, {**row, **others}
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InputError(f"{source.path}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def rows_at_a_time(metadata: Any, columns: Collection[str]) -> int:
+    """A value that stands once in a row group's dictionary may come in each of its rows, so a batch of a small file can be large.
+    No value is larger than its column in a group: by that a batch stays within ROW_LIMIT, but for groups that are large anyway.
+    """
+    largest = 1
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        chunks = map(group.column, range(group.num_columns))
+        largest = max(largest, sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".", 1)[0] in columns))
+    return max(_PARQUET_LEAST, min(_PARQUET_ROWS, ROW_LIMIT // largest))
 
 
 # -- text -----------------------------------------------------------------------------------------------------------

@@ -77,14 +77,14 @@ def _left(group: Path, limit: str, usage: str, reclaimable: str) -> int | None:
         return None
 
 
-def parse_size(text: str) -> int:
-    """ "4GB" -> 4,000,000,000. Raises InputError."""
+def parse_size(text: str, option: str = "--memory-limit") -> int:
+    """ "4GB" -> 4,000,000,000. Raises InputError, with the option that it was given to."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)", text.strip(), re.IGNORECASE)
     unit = "" if found is None else found[2].upper()
     size = 0.0 if found is None else float(found[1]) * _UNITS.get(unit if unit in _UNITS else f"{unit}B", 0)
     if not 1 <= size < _MOST:
         got = repr(text if len(text) <= 40 else f"{text[:40]}…")
-        raise InputError(f"--memory-limit: expected a size such as 4GB or 900MiB, got {got}")
+        raise InputError(f"{option}: expected a size such as 4GB or 900MiB, got {got}")
     return int(size)
 
 

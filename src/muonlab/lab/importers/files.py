@@ -1,22 +1,22 @@
-"""From paths to parsed runs: which files, which kind, which encoding."""
+"""From paths to parsed runs: which files, and which kind."""
 
 from __future__ import annotations
 
-import codecs
 import glob
-import gzip
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from muonlab.data.unpacking import COMPRESSIONS, Lines
 from muonlab.errors import InputError
+from muonlab.lab.importers.log import UNPACK_LIMIT, Log
 from muonlab.lab.importers.parsed import ParsedRun
-from muonlab.lab.importers.speedrun import is_speedrun, read_speedrun
-from muonlab.lab.importers.tables import read_csv, read_json_lines
+from muonlab.lab.importers.speedrun import read_speedrun
+from muonlab.lab.importers.tables import read_csv, read_json, read_parquet
 from muonlab.lab.importers.tensorboard import is_event_file, read_events
 
-_SUFFIXES = (".txt", ".log", ".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+_SUFFIXES = (".txt", ".log", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+_LOOK = 0.3  # of the work with a log: what kind it is, and whether it is whole
 
 
 def find_files(paths: Iterable[str | Path]) -> list[Path]:
@@ -45,33 +45,28 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _may_be_log(path: Path) -> bool:
-    return Path(path.name.lower().removesuffix(".gz")).suffix in _SUFFIXES or is_event_file(path)
+    return Path(_unpacked_name(path.name.lower())).suffix in _SUFFIXES or is_event_file(path)
 
 
-def read_file(path: Path, given: Mapping[str, str], arm: str | None = None, name: str | None = None) -> list[ParsedRun]:
+def _unpacked_name(name: str) -> str:
+    return next((name[: -len(suffix)] for suffix in COMPRESSIONS if name.lower().endswith(suffix)), name)
+
+
+def read_file(
+    path: Path, given: Mapping[str, str], arm: str | None = None, name: str | None = None, *,
+    unpack_limit: int | None = UNPACK_LIMIT, on_progress: Callable[[float], None] | None = None,
+) -> list[ParsedRun]:  # fmt: skip
     """The runs in a file. Raises InputError, with the file's name, for what is no log or holds no evaluation.
 
     arm: for all runs of the file; default: what the file says, else the folder that a text log lies in, or a table's name.
-    name: what the file was called, if it has another name now.
+    name: what the file was called, if it has another name now. unpack_limit, on_progress: see Log.
     """
-    name = (name or path.name).removesuffix(".gz")
+    name = _unpacked_name(name or path.name)
     folder = path.resolve().parent.name or "runs"
     if is_event_file(path):
         runs = [read_events(path, arm or folder, given)]
     else:
-        text = _text(path)
-        start = text.lstrip()[:1]
-        if not start:
-            raise InputError(f"{path}: the file is empty")
-        if is_speedrun(text):  # before JSON: torchrun's own lines, such as "[rank0]: ...", may come first
-            runs = [read_speedrun(text, arm or folder, name)]
-        elif start in "{[":
-            runs = read_json_lines(text, name, arm or Path(name).stem, given)
-        elif any(mark in text.split("\n", 1)[0] for mark in ",;\t"):
-            runs = read_csv(text, name, arm or Path(name).stem, given)
-        else:
-            expected = "lines such as step:100/1000 val_loss:3.5, a table with a header (CSV), or JSON lines"
-            raise InputError(f"{path}: not a log that is known here: expected {expected}")
+        runs = _runs_in(Log(path, unpack_limit, on_progress), folder, name, given, arm)
     if arm is not None:  # what was asked for, also where a table names arms of its own
         runs = [replace(run, arm=arm) for run in runs]
     if not runs:
@@ -83,24 +78,20 @@ def read_file(path: Path, given: Mapping[str, str], arm: str | None = None, name
     return runs
 
 
-def _text(path: Path) -> str:
-    """The file as text. UTF-16 is what PowerShell's `>` writes."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    if raw.startswith(b"\x1f\x8b"):
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{path}: cannot be unpacked: {error}: is the file cut?") from None
-    encoding = "utf-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    try:
-        text = raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: expected text in UTF-8, got other bytes (at {error.start}): convert it, or choose another"
-        ) from None
-    if "\0" in text:
-        raise InputError(f"{path}: expected text, got a binary file")
-    return text
+def _runs_in(log: Log, folder: str, name: str, given: Mapping[str, str], arm: str | None) -> list[ParsedRun]:
+    """folder: the arm of a text log that is not given one."""
+    table_arm = arm or Path(name).stem
+    if log.parquet:
+        return read_parquet(log, name, table_arm, given)
+    look = log.look(end=_LOOK)
+    if not look.start:
+        raise InputError(f"{log.path}: the file is empty")
+    if look.speedrun:  # before JSON: torchrun's own lines, such as "[rank0]: ...", may come first
+        with log.text(_LOOK) as file:
+            return [read_speedrun(Lines(file, log.path).each(), arm or folder, name)]
+    if look.start in "{[":
+        return read_json(log, _LOOK, look.start == "[", name, table_arm, given)
+    if look.separated:
+        return read_csv(log, _LOOK, name, table_arm, given)
+    expected = "lines such as step:100/1000 val_loss:3.5, a table with a header (CSV, Parquet), or JSON lines"
+    raise InputError(f"{log.path}: not a log that is known here: expected {expected}")

@@ -8,15 +8,17 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from muonlab.errors import InputError
+from muonlab.files import sha256_of
 from muonlab.lab.collection import ended, run_folders, unwritable
 from muonlab.lab.importers.files import find_files, read_file
+from muonlab.lab.importers.log import UNPACK_LIMIT
 from muonlab.lab.importers.parsed import ParsedRun
 from muonlab.lab.store import run_folder_name
 from muonlab.train.run_folder import RunFolder, format_row, write_json
@@ -50,13 +52,20 @@ class _Origin:
 
 
 def import_logs(
-    paths: Iterable[str | Path], out: str | Path, *, arm: str | None = None, columns: Mapping[str, str] | None = None
+    paths: Iterable[str | Path],
+    out: str | Path,
+    *,
+    arm: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    unpack_limit: int = UNPACK_LIMIT,
+    on_progress: Callable[[float, str], None] = lambda share, name: None,
 ) -> list[Imported]:
     """Brings the runs of logs into the folder `out`, new or a collection already. The logs are kept there too.
 
     arm: for all of them; default: see read_file. columns: key -> column of tables (parse_map). Seeds are those that the logs
-    state, where each run of an arm states another; else the runs of an arm are numbered in order of file name. Raises InputError
-    for anything that cannot be read or is there already, RunError if `out` cannot be written: then nothing is imported.
+    state, where each run of an arm states another; else the runs of an arm are numbered in order of file name. unpack_limit: bytes
+    that a packed log may unpack to. on_progress: hears of the share that is read and the file that it is at. Raises InputError for
+    anything that cannot be read or is there already, RunError if `out` cannot be written: then nothing is imported.
     """
     out = Path(out)
     if arm is not None and (not 0 < len(arm) <= 60 or not arm.isprintable()):
@@ -65,7 +74,7 @@ def import_logs(
         raise InputError(f"{out}: expected a folder, got a file; choose another with --out")
     if (out / "experiment.json").exists() or (out / "run.json").exists():
         raise InputError(f"{out}: holds a sweep or a run of muonlab's own: choose another folder with --out")
-    parsed = _parse(find_files(paths), columns or {}, arm)
+    parsed = _parse(find_files(paths), columns or {}, arm, unpack_limit, on_progress)
     try:
         with _staging(out) as stage:
             known = [run for _, run in run_folders(out)] if out.exists() else []
@@ -83,16 +92,25 @@ def import_logs(
     return imported
 
 
-def _parse(files: list[Path], columns: Mapping[str, str], arm: str | None) -> list[tuple[_Origin, ParsedRun]]:
+def _parse(
+    files: list[Path], columns: Mapping[str, str], arm: str | None, unpack_limit: int, on_progress: Callable[[float, str], None]
+) -> list[tuple[_Origin, ParsedRun]]:
     found: list[tuple[_Origin, ParsedRun]] = []
     problems: list[str] = []
+    sizes = {path: path.stat().st_size for path in files}
+    size, before = max(1, sum(sizes.values())), 0
     for path in sorted(files, key=lambda path: (_natural(path.name), str(path))):
+
+        def done(share: float, path: Path = path, before: int = before) -> None:
+            on_progress((before + share * sizes[path]) / size, path.name)
+
+        before += sizes[path]
         try:
-            runs = read_file(path, columns, arm)
+            runs = read_file(path, columns, arm, unpack_limit=unpack_limit, on_progress=done)
         except InputError as error:
             problems.extend(error.problems)
             continue
-        origin = _Origin(path, hashlib.sha256(path.read_bytes()).hexdigest())
+        origin = _Origin(path, sha256_of(path))
         found += [(origin, run) for run in runs]
     if problems:
         more = [f"and {len(problems) - _SHOWN} more such problems"] if len(problems) > _SHOWN else []

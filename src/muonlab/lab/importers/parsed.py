@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,27 +55,51 @@ def content_id(rows: list[Row], source: str | None, name: str | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def rows_of(values: list[tuple[int, dict[str, float | int | None]]], where: str) -> list[Row]:
-    """Rows in order of step from what was read at each line; nan becomes None, in val_loss it is a divergence.
+class Curve:
+    """A run's rows in order of step, from what is read line by line; nan becomes None, in val_loss it is a divergence.
 
-    Lines of one step are one row. Raises InputError where steps go down or a value comes twice: that is more than one run.
+    Lines of one step are one row.
     """
-    rows: list[Row] = []
-    for step, found in values:
-        known = {key: value for key, value in found.items() if value is not None}
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._rows: list[Row] = []
+        self._problem: str | None = None
+
+    def add(self, step: int, found: Mapping[str, float | int | None]) -> None:
+        """One line. What it does not know is None or missing."""
+        if self._problem is None:
+            self._problem = self._add(step, {key: value for key, value in found.items() if value is not None})
+
+    def _add(self, step: int, known: dict[str, float | int]) -> str | None:
+        """What is wrong with it."""
         below = [f"{key} {value}" for key, value in {"step": step, **known}.items() if key in _COUNTED and value < 0]
         if below:
-            raise InputError(f"{where}: {', '.join(below)}: expected a number of 0 or more")
-        if rows and step < rows[-1]["step"]:
-            raise InputError(f"{where}: step {step} comes after step {rows[-1]['step']}: {_SEVERAL}")
-        if not rows or rows[-1]["step"] != step:
-            rows.append({"step": step})
-        row = rows[-1]
+            return f"{', '.join(below)}: expected a number of 0 or more"
+        if self._rows and step < self._rows[-1]["step"]:
+            return f"step {step} comes after step {self._rows[-1]['step']}: {_SEVERAL}"
+        if not self._rows or self._rows[-1]["step"] != step:
+            self._rows.append({"step": step})
+        row = self._rows[-1]
         for key, value in known.items():
             if key in row and row[key] != value and key not in ("seconds", "lr"):
-                raise InputError(f"{where}: step {step} has two values of {key}: {_SEVERAL}")
+                return f"step {step} has two values of {key}: {_SEVERAL}"
             row[key] = value
-    return [_finite(row) for row in rows if len(row) > 1]
+        return None
+
+    def rows(self) -> list[Row]:
+        """Raises InputError where steps go down or a value comes twice: that is more than one run."""
+        if self._problem is not None:
+            raise InputError(f"{self._where}: {self._problem}")
+        return [_finite(row) for row in self._rows if len(row) > 1]
+
+
+def rows_of(values: Iterable[tuple[int, Mapping[str, float | int | None]]], where: str) -> list[Row]:
+    """The rows of a Curve. Raises InputError."""
+    curve = Curve(where)
+    for step, found in values:
+        curve.add(step, found)
+    return curve.rows()
 
 
 def _finite(row: Row) -> Row:

@@ -15,6 +15,7 @@ from typing import Any
 from muonlab.errors import InputError
 from muonlab.files import sync_directory
 from muonlab.lab.collection import open_directory, unwritable
+from muonlab.lab.importers.log import UNPACK_LIMIT
 from muonlab.lab.records.content import RUNS, SUMS, Declared, derived, sums
 from muonlab.lab.records.rules import RULES
 from muonlab.lab.records.verify import verify
@@ -52,12 +53,13 @@ def certify(
     arm: str | None = None,
     steps: int | None = None,
     against: str | Path | None = None,
+    unpack_limit: int = UNPACK_LIMIT,
 ) -> Certified:
     """Writes the record of an arm's runs, all of them, into the new folder `out`; whether the rule is met stands in it.
 
     directory: a sweep or a collection. steps: the declared number of steps, whose evaluation counts; default: each run's last.
-    against: an earlier record, to be beaten by the pairwise rule as well. Raises InputError for bad input, RunError if `out`
-    cannot be written: then nothing is there.
+    against: an earlier record, to be beaten by the pairwise rule as well; unpack_limit: bytes that a packed log of it may
+    unpack to. Raises InputError for bad input, RunError if `out` cannot be written: then nothing is there.
     """
     directory, out = Path(directory), Path(out)
     _check(rule, target, steps, out)
@@ -66,7 +68,7 @@ def certify(
     runs = _runs(directory, sweep, name)
     if rule == "optimization-benchmark" and steps is None:
         _refuse_mixed_steps(directory, runs)
-    earlier, earlier_sha256 = _earlier(against)
+    earlier, earlier_sha256 = _earlier(against, unpack_limit)
     declared = Declared(out.resolve().name, name, rule, target, steps, earlier_sha256)
     files = derived(declared, runs, earlier)
     parent = Path(directory) / RUNS if read_plan(directory) is not None else directory
@@ -121,11 +123,11 @@ def _refuse_mixed_steps(directory: Path, runs: list[RunRecord]) -> None:
         )
 
 
-def _earlier(against: str | Path | None) -> tuple[dict[str, Any] | None, str | None]:
+def _earlier(against: str | Path | None, unpack_limit: int) -> tuple[dict[str, Any] | None, str | None]:
     """record.json of the earlier record, and the hash of its SHA256SUMS."""
     if against is None:
         return None, None
-    verified = verify(against)
+    verified = verify(against, unpack_limit=unpack_limit)
     if verified.differences:
         raise InputError(f"--against {against}: this record does not verify ({verified.differences[0]})")
     content = verified.content
@@ -155,7 +157,7 @@ def _build(directory: Path, parent: Path, runs: list[RunRecord], files: dict[str
         for name, text in _FOR_GIT.items():
             (stage / name).write_text(text, encoding="utf-8")
         (stage / SUMS).write_text(sums(stage), encoding="utf-8")
-        differences = verify(stage).differences
+        differences = verify(stage, unpack_limit=None).differences  # the import had its limit
         if differences:
             raise InputError(f"{directory}: its runs make no record that verifies:", *(f"  {line}" for line in differences[:10]))
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from muonlab.errors import InputError
+from muonlab.files import sha256_of
 from muonlab.lab.collection import ended
 from muonlab.lab.importers.files import read_file
+from muonlab.lab.importers.log import UNPACK_LIMIT
 from muonlab.lab.importers.parsed import content_id
 from muonlab.lab.records.content import AGAINST, FORMAT, RUNS, SUMS, Declared, derived, sums
 from muonlab.lab.records.rules import RULES
@@ -31,11 +33,11 @@ class Verified:
     notes: list[str]
 
 
-def verify(directory: str | Path, *, against: str | Path | None = None) -> Verified:
+def verify(directory: str | Path, *, against: str | Path | None = None, unpack_limit: int | None = UNPACK_LIMIT) -> Verified:
     """Checks hashes, reads imported logs again, checks that runs say what their rows say, and computes every figure again.
 
-    against: the earlier record that this one was compared with, if it is at hand: it must be the same and hold itself. Raises
-    InputError for a folder that is no record.
+    against: the earlier record that this one was compared with, if it is at hand: it must be the same and hold itself.
+    unpack_limit: bytes that a packed log may unpack to; None: any. Raises InputError for a folder that is no record.
     """
     directory = Path(directory)
     content, declared = _read(directory)
@@ -46,13 +48,13 @@ def verify(directory: str | Path, *, against: str | Path | None = None) -> Verif
     ids = {run.run["id"] for run in runs}
     for run in runs:
         try:
-            differences += _run_differences(directory, run, ids, notes)
+            differences += _run_differences(directory, run, ids, notes, unpack_limit)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             differences.append(f"{RUNS}/{run.folder}: cannot be checked: {type(error).__name__} {str(error)[:80]}")
     if not problems:
         differences += _computed_differences(directory, declared, runs)
     if against is not None:
-        differences += _against_differences(declared, Path(against))
+        differences += _against_differences(declared, Path(against), unpack_limit)
     return Verified(directory, content, list(dict.fromkeys(differences)), list(dict.fromkeys(notes)))
 
 
@@ -130,7 +132,7 @@ def _runs(directory: Path, arm: str) -> tuple[list[RunRecord], list[str]]:
     return sorted(runs, key=lambda run: (run.seed, run.folder)), problems
 
 
-def _run_differences(directory: Path, run: RunRecord, ids: set[str], notes: list[str]) -> Iterator[str]:
+def _run_differences(directory: Path, run: RunRecord, ids: set[str], notes: list[str], unpack_limit: int | None) -> Iterator[str]:
     folder = RunFolder(directory / RUNS / run.folder)
     where = f"{RUNS}/{run.folder}"
     if folder.metrics_file.is_file():
@@ -140,7 +142,7 @@ def _run_differences(directory: Path, run: RunRecord, ids: set[str], notes: list
             yield f"{where}/metrics.jsonl: altered (checksum) at line {', '.join(broken[:5])}"
     yield from (f"{where}/result.json: {line}" for line in _result_differences(run))
     if run.run.get("source") == "import":
-        yield from _import_differences(directory, run, ids, notes)
+        yield from _import_differences(directory, run, ids, notes, unpack_limit)
 
 
 def _result_differences(run: RunRecord) -> Iterator[str]:
@@ -154,7 +156,9 @@ def _result_differences(run: RunRecord) -> Iterator[str]:
             yield f"{key} is {run.result.get(key)!r}, the rows say {said[key]!r}"
 
 
-def _import_differences(directory: Path, run: RunRecord, ids: set[str], notes: list[str]) -> Iterator[str]:
+def _import_differences(
+    directory: Path, run: RunRecord, ids: set[str], notes: list[str], unpack_limit: int | None
+) -> Iterator[str]:
     """An imported run's id is the hash of its content, and its log, read again, gives the same. ids: of all runs in the record."""
     where, origin = f"{RUNS}/{run.folder}", run.run["provenance"].get("import", {})
     source_file = directory / where / "source.py"
@@ -165,11 +169,11 @@ def _import_differences(directory: Path, run: RunRecord, ids: set[str], notes: l
     if content_id(run.rows, source, origin.get("run") if origin.get("named") else None) != run.run["id"]:
         yield f"{where}: its rows are not those of its id: altered after the import"
     original = directory / str(origin.get("kept_as"))
-    if not original.is_file() or hashlib.sha256(original.read_bytes()).hexdigest() != origin.get("sha256"):
+    if not original.is_file() or sha256_of(original) != origin.get("sha256"):
         yield f"{origin.get('kept_as')}: missing, or not the log that {run.folder} comes from"
         return
     try:
-        found = {parsed.id: parsed for parsed in _reread(original, origin)}
+        found = {parsed.id: parsed for parsed in _reread(original, origin, unpack_limit)}
     except InputError as error:
         if "pip install" in str(error):
             notes.append(f"{origin['kept_as']}: not read again: {str(error).rpartition(': ')[0].rpartition(': ')[2]}")
@@ -186,8 +190,8 @@ def _import_differences(directory: Path, run: RunRecord, ids: set[str], notes: l
         yield f"{origin['kept_as']}: this log holds runs of {run.run['arm']} that were left out: {', '.join(left[:5])}{more}"
 
 
-def _reread(original: Path, origin: dict[str, Any]) -> list[Any]:
-    return read_file(original, origin.get("columns", {}), name=origin.get("file"))
+def _reread(original: Path, origin: dict[str, Any], unpack_limit: int | None) -> list[Any]:
+    return read_file(original, origin.get("columns", {}), name=origin.get("file"), unpack_limit=unpack_limit)
 
 
 def _computed_differences(directory: Path, declared: Declared, runs: list[RunRecord]) -> Iterator[str]:
@@ -211,8 +215,8 @@ def _first_difference(stored: str, computed: str) -> str:
     return f"has {len(before)} lines, the runs give {len(now)}"
 
 
-def _against_differences(declared: Declared, against: Path) -> Iterator[str]:
-    earlier = verify(against)
+def _against_differences(declared: Declared, against: Path, unpack_limit: int | None) -> Iterator[str]:
+    earlier = verify(against, unpack_limit=unpack_limit)
     yield from (f"{against}: {difference}" for difference in earlier.differences)
     if not (against / SUMS).is_file() or hashlib.sha256((against / SUMS).read_bytes()).hexdigest() != declared.against_sha256:
         yield f"{against}: is not the record that this one was compared with"
