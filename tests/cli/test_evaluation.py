@@ -130,7 +130,7 @@ def test_a_text_can_be_stopped_and_a_full_context_is_told(here, muonlab):
     ("arguments", "message"),
     [
         (["nothing"], "nothing: no such folder; expected that of a run"),
-        (["seven", "--prompt", "x" * 99], "--prompt: expected at most 64 tokens, the model's context, got 100: 'xxx"),
+        (["seven", "--prompt", "x" * 99], "--prompt: expected at most 63 tokens, the model's context, got 100: 'xxx"),
         (["seven", "--temperature", "-1"], "--temperature: expected a number of at least 0"),
         (["seven", "--max-tokens", "0"], "--max-tokens: expected a number of at least 1"),
         (["seven", "--prompt", "a", "--template", "{{ nothing }}"], "unknown variable 'nothing'"),

@@ -63,7 +63,7 @@ class SOAPMuon(Muon):
     L + 1e-30 I, R + 1e-30 I, largest first. Step k + 1 with k > 0 divisible by `every`: order = descending diag(QᵀLQ); Q's columns
     and V's rows (for R: columns) permuted; Q = the orthogonal factor of LQ. V is not rotated.
     P does not depend on the signs of Q's columns; but while L or R is singular (after step 1, always for a matrix that is not
-    square) the basis of its null space is arbitrary, and P depends on it. A comparison can set .q_l and .q_r after the step.
+    square) the basis of its null space is arbitrary, and P depends on it: that of `complement`.
     """
 
     def __init__(self, w, lr, weight_decay=0.0, *, beta=0.90, every=10, eps=1e-8, **muon):
@@ -100,8 +100,24 @@ class SOAPMuon(Muon):
 
 
 def descending_eigenvectors(s):
-    vectors = torch.linalg.eigh(s + 1e-30 * torch.eye(len(s), dtype=s.dtype)).eigenvectors
-    return vectors.flip(1)
+    values, vectors = torch.linalg.eigh(s + 1e-30 * torch.eye(len(s), dtype=s.dtype))
+    kept = vectors[:, values > 1e-9 * values.max()].flip(1)
+    return torch.cat([kept, complement(kept, len(s) - kept.shape[1])], dim=1)
+
+
+def complement(kept, count):
+    """The projections of e_0, e_1, ... onto what is orthogonal to kept (n, r), made orthonormal one after the other, but for those
+    that leave less than 1e-3."""
+    basis = list(kept.T)
+    for i in range(len(kept)):
+        v = torch.zeros(len(kept), dtype=kept.dtype)
+        v[i] = 1.0
+        for _ in range(2):
+            for other in basis:
+                v = v - other * (other @ v)
+        if len(basis) < kept.shape[1] + count and v.norm() > 1e-3:
+            basis.append(v / v.norm())
+    return torch.stack(basis[kept.shape[1] :], 1) if count else kept[:, :0]
 
 
 def power_step(s, q):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from muonlab.optim.bases import eigenvectors, orthogonal_factor
 from muonlab.optim.checks import check_range, check_whole
 from muonlab.optim.magnitude import bounded, to_unit_range
 from muonlab.optim.rules import Stateless
@@ -86,8 +87,8 @@ class SOAPBasis:
     R ← βR + (1−β)GᵀG. Their eigenvectors Q are found after the first step, which goes without, and brought up to date by one
     step of the QR iteration after every `every`-th (modded-nanogpt, optimization benchmark, PR 278). State: two matrices for
     each side and one for V, in the state's dtype. Where a side has more rows than the statistics have rank (a rectangular matrix's
-    long side, at first), eigenvectors of the eigenvalue 0 are as rounding finds them: two machines may differ.
-    Finding out which matrices are due waits for the device.
+    long side, at first), eigenvectors of the eigenvalue 0 are anybody's, and U depends on them: ours do not depend on the machine
+    (bases.py). Finding out which matrices are due waits for the device.
     """
 
     beta: float = 0.9
@@ -139,11 +140,11 @@ class SOAPBasis:
         for dim, side in ((-2, "left"), (-1, "right")):
             basis = f"{side}_basis"
             for i in first:
-                state[basis][i] = torch.linalg.eigh(state[side][i]).eigenvectors.flip(-1)
+                state[basis][i] = eigenvectors(state[side][i])
             for i in due:
                 statistic, old = state[side][i], state[basis][i]
                 order = (old * (statistic @ old)).sum(0).argsort(descending=True)
-                state[basis][i] = torch.linalg.qr(statistic @ old[:, order]).Q
+                state[basis][i] = orthogonal_factor(statistic @ old[:, order])
                 v[i] = v[i].index_select(dim, order)
         count.add_(1)
 
