@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from muonlab.data import overlap, tokenizer
 from muonlab.data.config import DataConfig
 from muonlab.data.examples import prompt_key
-from muonlab.data.folders import folders
+from muonlab.data.folders import cache, folders
 from muonlab.data.paths import expand
 from muonlab.data.prepared import OLD_FORM, SPLITS, Documents, Prepared
 from muonlab.data.shards import read_shard
@@ -272,7 +272,8 @@ def _seen(made: list[Prepared], held: list[Prepared]) -> dict[str, Any]:
 def remarks(provenance: dict[str, Any]) -> list[str]:
     """What is to be said of a corpus before it is trained on."""
     old = [m for m in provenance.get("manifests", ()) if not m.get("begins", False)]
-    said = [f"data: {len(old)} of the prepared folders: {OLD_FORM}; prepare again for new runs"] if old else []
+    remedy = f"delete {cache()}, and they are prepared again" if provenance["source"] == "rows" else "prepare again"
+    said = [f"data: prepared {OLD_FORM}; for new runs {remedy}"] if old else []
     seen = overlap.in_words(provenance.get("seen"))
     return said + ([f"data: {seen}: the validation loss is not that of unseen text"] if seen else [])
 
