@@ -176,7 +176,8 @@ def report(
     out:
         Where to write. Default: DIRECTORY/report.
     baseline:
-        Of collected runs: the arm that the others are compared with. A sweep's experiment says its own.
+        Of collected runs: the arm that the others are compared with. Default: the one called "baseline", else the one that came
+        first. A sweep's experiment says its own.
     target:
         Of collected runs: a validation loss whose first crossing is timed.
     margin:
