@@ -147,6 +147,11 @@ def open_directory(directory: str | Path, **options: Any) -> Sweep:
     return load_sweep(directory) if read_plan(Path(directory)) is not None else collect(directory, **options)
 
 
+def is_collection(directory: Path) -> bool:
+    """Whether a folder holds runs that no sweep planned. Raises InputError for a damaged plan."""
+    return read_plan(directory) is None and any(directory.glob("*/run.json"))
+
+
 def _check(directory: Path, target: float | None, margin: float | None, alpha: float, metric: str) -> None:
     problems = []
     if metric not in METRICS:
