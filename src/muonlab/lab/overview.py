@@ -192,14 +192,14 @@ def overview(entries: list[Entry]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of sweeps; the figures of an arm are those of its own report's table."""
     levels = list(dict.fromkeys(level(entry.results) for entry in entries))
     each = f"{levels[0]} CI" if len(levels) == 1 else "CI"
-    header = ["sweep", "runs", "best arm", f"mean ± {each}", "difference", f"{each} of the difference", "verdict"]
+    header = ["sweep", "runs", "best arm", "baseline", f"mean ± {each}", "difference", f"{each} of the difference", "verdict"]
     return header, [_cells(entry, None if len(levels) == 1 else level(entry.results)) for entry in entries]
 
 
 def _cells(entry: Entry, at: str | None) -> list[str]:
     best = entry.best
     if best is None:
-        return [entry.name, entry.progress(), *["–"] * 5]
+        return [entry.name, entry.progress(), *["–"] * 6]
     header, rows = table(entry.results)
     cells = dict(zip(header, rows[entry.results.arms.index(best)], strict=True))
     c = best.comparison
@@ -207,6 +207,7 @@ def _cells(entry: Entry, at: str | None) -> list[str]:
         entry.name,
         entry.progress(),
         best.name + ("" if entry.complete else " (so far)"),
+        str(entry.results.plan["baseline"] or "–"),
         next(cell for name, cell in cells.items() if name.startswith("mean")),
         cells.get("difference", "–"),
         (between(c.low, c.high, "+.4f") + (f" ({at})" if at else "")) if c is not None else "–",
@@ -221,7 +222,7 @@ def remarks(entries: list[Entry]) -> list[str]:
     if behind:
         found.append(f"Not complete: {', '.join(entry.name for entry in behind)}. What is said of them may change.")
     found.append(
-        "The best arm has the lowest mean; the difference is from the baseline of its sweep. Verdicts are those of each sweep's "
+        "The best arm has the lowest mean; the difference is from its sweep's baseline. Verdicts are those of each sweep's "
         "own report: adjusted for the arms of that sweep, not for the number of sweeps."
     )
     if any(entry.results.baseline is None for entry in entries):

@@ -58,7 +58,7 @@ def _panel(results: Results) -> _Panel:
     standings = {arm.name: standing(results, arm) for arm in results.arms}
     finals = results.finals()
     rows = [{key: run[key] for key in ("arm", "seed", "value")} | {"standing": standings[run["arm"]]} for run in finals]
-    values = [row["value"] for row in rows]
+    values = [run["value"] for run in finals]
     return _Panel(results, rows, min(values, default=None), max(values, default=None))
 
 
@@ -81,39 +81,37 @@ def _draw(panel: _Panel, shared: tuple[float, float] | None, used: list[str], wi
     y = alt.Y("arm:N", title=None, sort=names, scale=alt.Scale(domain=names), axis=alt.Axis(grid=True, **label))
     scale = alt.Scale(zero=False, nice=False, domain=_padded(*shared)) if shared else alt.Scale(zero=False)
     x: dict[str, Any] = {"title": None, "axis": few_ticks(), "scale": scale}
-    look = {"domain": used, "range": [STANDINGS[word][0] for word in used]}
-    shapes = {"domain": used, "range": [STANDINGS[word][1] for word in used]}
-    legend = alt.Legend(symbolType="circle", columns=3, symbolSize=90, symbolStrokeWidth=0)
     layers: list[Any] = []
     baseline = results.baseline
     if baseline is not None and baseline.summary is not None:
         line = data([{"mean": baseline.summary.mean}]).mark_rule(strokeDash=[4, 4], color=GREY)
         layers.append(line.encode(x=alt.X("mean:Q", **x)))
-    dots = data(panel.rows).mark_point(filled=True, size=80, opacity=0.75)
-    tooltip = [
-        ("arm:N", "arm", ""),
-        ("seed:N", "seed", ""),
-        ("value:Q", metric_title(results), ".4f"),
-        ("standing:N", "verdict", ""),
-    ]
-    layers.append(
-        dots.encode(
-            x=alt.X("value:Q", **x),
-            y=y,
-            color=alt.Color("standing:N", scale=alt.Scale(**look), legend=legend),
-            shape=alt.Shape("standing:N", scale=alt.Scale(**shapes), legend=legend),
-            tooltip=tooltips(*tooltip),
-        )
-    )
-    means = [{"arm": arm.name, "mean": arm.summary.mean} for arm in results.arms if arm.summary is not None]
-    layers.append(data(means).mark_tick(thickness=2, size=16).encode(x=alt.X("mean:Q", **x), y=y))
+    if panel.rows:  # else Vega complains of an axis without ends
+        layers.append(_dots(panel, x, y, used))
+        means = [{"arm": arm.name, "mean": arm.summary.mean} for arm in results.arms if arm.summary is not None]
+        layers.append(data(means).mark_tick(thickness=2, size=16).encode(x=alt.X("mean:Q", **x), y=y))
     if without := [{"arm": arm.name, "said": _without(arm)} for arm in results.arms if arm.summary is None]:
         said = data(without).mark_text(align="left", fontStyle="italic").encode(x=alt.value(6), y=y, text="said:N")
         layers.append(said)
     heading = results.plan["name"] + (f": {metric_title(results)}" if with_metric else "")
-    title = alt.TitleParams(text=heading, anchor="start", fontSize=14, offset=6)
+    title = alt.TitleParams(text=heading, anchor="start", frame="group", fontSize=14, offset=6)
     height = len(names) * (32 if halved else 24)
     return alt.layer(*layers).properties(width=WIDTH, height=max(40, height), title=title)
+
+
+def _dots(panel: _Panel, x: dict[str, Any], y: alt.Y, used: list[str]) -> Any:
+    colors, shapes = ([STANDINGS[word][i] for word in used] for i in (0, 1))
+    legend = alt.Legend(symbolType="circle", columns=6, symbolSize=90, symbolStrokeWidth=0)
+    metric = metric_title(panel.results)
+    tooltip = tooltips(("arm:N", "arm", ""), ("seed:N", "seed", ""), ("value:Q", metric, ".4f"), ("standing:N", "verdict", ""))
+    dots = data(panel.rows).mark_point(filled=True, size=90, opacity=0.8)
+    return dots.encode(
+        x=alt.X("value:Q", **x),
+        y=y,
+        color=alt.Color("standing:N", scale=alt.Scale(domain=used, range=colors), legend=legend),
+        shape=alt.Shape("standing:N", scale=alt.Scale(domain=used, range=shapes), legend=legend),
+        tooltip=tooltip,
+    )
 
 
 def _padded(low: float, high: float) -> list[float]:
