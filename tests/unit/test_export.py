@@ -296,9 +296,9 @@ def test_no_key_of_the_gpt_is_left_behind(modules, tmp_path):
 # -- tokenizers -----------------------------------------------------------------------------------------------------
 
 
-def read_by_transformers(tokenizer, folder):
+def read_by_transformers(tokenizer, folder, begins=False):
     folder.mkdir(exist_ok=True)
-    for name, text in tokenizer_files(tokenizer, 24).items():
+    for name, text in tokenizer_files(tokenizer, 24, begins).items():
         (folder / name).write_text(text, encoding="utf-8")
     return transformers.AutoTokenizer.from_pretrained(folder)
 
@@ -306,8 +306,9 @@ def read_by_transformers(tokenizer, folder):
 TEXTS = ["Lily has 19 roses.", "", "  two\n\nlines\t\0\x7f", "naïve 3 × 4 = 12 … 日本 🌹", "a <|endoftext|> b <s>"]
 
 
+@pytest.mark.parametrize("begins", [False, True])
 @pytest.mark.parametrize("kind", ["bytes", "bpe", "marked"])
-def test_texts_have_the_tokens_of_training(kind, tmp_path):
+def test_texts_have_the_tokens_of_training(kind, begins, tmp_path):
     own = ByteTokenizer() if kind == "bytes" else train_bpe(TEXTS * 3, 300)
     if kind == "marked":  # a tokenizer.json that cuts, pads, and puts marks around a text: what muonlab does not use
         table = tokenizers.Tokenizer.from_str(own.content.decode())
@@ -317,14 +318,14 @@ def test_texts_have_the_tokens_of_training(kind, tmp_path):
         table.enable_truncation(3)
         table.enable_padding(length=9)
         own = HubTokenizer(table.to_str().encode(), "marked")
-    other = read_by_transformers(own, tmp_path / "hf")
+    other = read_by_transformers(own, tmp_path / "hf", begins)
     assert isinstance(other, transformers.PreTrainedTokenizerFast)
     assert other.eos_token_id == own.end == other.bos_token_id
     assert len(other) == own.vocab_size
     assert other.model_max_length == 24
     for text in TEXTS:
         ids = other(text).input_ids
-        assert ids == own.encode(text).tolist(), text
+        assert ids == [own.end] * begins + own.encode(text).tolist(), text
         assert other.decode([*ids, own.end], skip_special_tokens=True) == text
     assert other.decode([own.end]) == "<|endoftext|>"
 

@@ -321,6 +321,31 @@ def test_an_import_gives_a_verdict():
     assert compute(collect("out")).arms[1].verdict.word == "better"
 
 
+def first_of(*paths):
+    import_logs(paths, "out")
+    results = compute(collect("out"))
+    return results.plan["baseline"], {arm.name: round(arm.comparison.difference, 6) for arm in results.arms if arm.comparison}
+
+
+def test_the_arm_whose_logs_were_named_first_is_the_baseline():
+    for arm, level in (("a", 3.0), ("b", 2.0), ("c", 4.0)):
+        write(f"{arm}/0.txt", f"step:10/10 val_loss:{level} train_time:10ms\n")
+    assert first_of("b/*.txt", "a") == ("b", {"a": 1.0})
+    assert first_of("c") == ("b", {"a": 1.0, "c": 2.0}), "a later import comes later"
+
+
+def test_of_one_folder_the_arm_that_began_first_is_the_baseline():
+    for arm, began in (("a", "Oct 22 10:20:31"), ("b", "Oct 22 10:20:30"), ("c", None)):
+        about = f"Tue {began} 2024\n" if began else ""
+        write(f"logs/{arm}/0.txt", f"{RULER}\n{PROGRAM}{RULER}\n{about}{RULER}\nstep:10/10 val_loss:{ord(arm)} train_time:10ms\n")
+    assert first_of("logs") == ("b", {"a": -1.0, "c": 1.0})
+
+
+def test_of_one_table_the_arm_that_stands_first_is_the_baseline():
+    write("x.csv", "arm,seed,step,val_loss\nb,0,1,2.0\nb,1,1,2.0\na,0,1,2.5\na,1,1,2.5\n")
+    assert first_of("x.csv") == ("b", {"a": 0.5})
+
+
 @pytest.mark.parametrize(
     ("files", "paths", "message"),
     [

@@ -22,7 +22,7 @@ from muonlab.errors import InputError, RunError
 from muonlab.lab.audit import audit
 from muonlab.lab.collection import collect
 from muonlab.lab.results import compute
-from muonlab.train.run_folder import RunFolder
+from muonlab.train.run_folder import RunFolder, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -353,6 +353,40 @@ def test_collections_are_checked():
     copied.joinpath("run.json").write_text("{}")
     with pytest.raises(InputError, match=r"copy/run.json: damaged"):
         collect("runs/log")
+
+
+def judged():
+    """The baseline and each other arm's difference from it, as in the report."""
+    results = compute(collect("runs/log"))
+    return results.plan["baseline"], {arm.name: round(arm.comparison.difference, 6) for arm in results.arms if arm.comparison}
+
+
+def test_the_first_arm_that_ran_is_the_baseline():
+    for arm, level in (("plain", 2.5), ("muon", 2.0), ("adamw", 3.0)):
+        for seed in range(3):
+            log(arm, seed, [level + 0.01 * seed])
+    assert judged() == ("plain", {"adamw": 0.5, "muon": -0.5})
+    assert [cell["name"] for cell in collect("runs/log").plan["cells"]] == ["plain", "adamw", "muon"]
+    assert [cell["name"] for cell in collect("runs/log", baseline="muon").plan["cells"]] == ["muon", "adamw", "plain"]
+    log("plain", 0, [2.5], replace=True)
+    assert judged()[0] == "plain", "its other runs were there before all others"
+    log("no baseline", 0, [1.0])
+    assert judged()[0] == "plain"
+    log("Baseline lr=0.1 wd=0", 0, [1.0])
+    assert judged()[0] == "Baseline lr=0.1 wd=0"
+    log("BASELINE", 0, [1.0])
+    assert judged()[0] == "BASELINE"
+    log("baseline", 0, [1.0])
+    assert judged()[0] == "baseline"
+
+
+def test_without_a_start_the_first_name_is_the_baseline():
+    for arm in ("b", "a"):
+        folder = log(arm, 0, [2.0])
+        run = folder.run()
+        run["provenance"] |= {"started": "last week"}
+        write_json(folder.run_file, run)
+    assert judged() == ("a", {"b": 0.0})
 
 
 def test_what_runs_of_an_arm_have_in_common_is_its_recipe():

@@ -156,7 +156,7 @@ def search(
 @app.command
 def report(
     directory: Path,
-    *,
+    *further: Path,
     out: Path | None = None,
     baseline: str | None = None,
     target: float | None = None,
@@ -169,14 +169,20 @@ def report(
 ) -> None:
     """Write the report of a sweep or of collected runs, finished or not: report.html, report.md, PNGs, results.json, runs.csv.
 
+    Of several sweeps: one page, index.html with results.json in --out, that says of each how far it is and what its best arm
+    does, shows all final losses in one picture, and leads to each sweep's own report, which is written where there is none.
+
     Parameters
     ----------
     directory:
         Folder of a sweep, such as runs/quickstart, or of runs that were imported or logged.
+    further:
+        More such folders, for one page over all of them.
     out:
-        Where to write. Default: DIRECTORY/report.
+        Where to write. Default: DIRECTORY/report. Required for several sweeps.
     baseline:
-        Of collected runs: the arm that the others are compared with. A sweep's experiment says its own.
+        Of collected runs: the arm that the others are compared with. Default: the one called "baseline", else the one that came
+        first. A sweep's experiment says its own.
     target:
         Of collected runs: a validation loss whose first crossing is timed.
     margin:
@@ -192,19 +198,22 @@ def report(
     """
     options = {"baseline": baseline, "target": target, "margin": margin, "metric": metric}
     given = {name: value for name, value in options.items() if value is not None}
+    if further:
+        files = {"svg": svg, "curves": curves, "parquet": parquet}
+        _overview([directory, *further], out, json, [*given, *(name for name, wanted in files.items() if wanted)])
+        return
     _report(directory, out, json, given, svg=svg, curves=curves, parquet=parquet)
 
 
 def _report(directory: Path, out: Path | None, as_json: bool, options: dict[str, Any] | None = None, **files: bool) -> None:
     from muonlab.cli.progress import print_results
+    from muonlab.lab.collection import collect, is_collection
     from muonlab.lab.report import as_json as figures
     from muonlab.lab.report import write_report
-    from muonlab.lab.store import load_sweep, read_plan
+    from muonlab.lab.store import load_sweep
 
     options = options or {}
-    if read_plan(directory) is None and any(directory.glob("*/run.json")):
-        from muonlab.lab.collection import collect
-
+    if is_collection(directory):
         sweep = collect(directory, **options)
     else:
         sweep = load_sweep(directory)
@@ -217,3 +226,23 @@ def _report(directory: Path, out: Path | None, as_json: bool, options: dict[str,
     else:
         print_results(results)
         print(f"\nReport: {page}")
+
+
+def _overview(directories: list[Path], out: Path | None, as_json: bool, refused: list[str]) -> None:
+    """One page over several sweeps."""
+    from muonlab.cli.progress import print_overview
+    from muonlab.lab.overview import write_overview
+
+    if refused:
+        flags = ", ".join(f"--{name}" for name in refused)
+        raise InputError(
+            f"{flags}: of one sweep's own report, got {len(directories)} sweeps: muonlab report {directories[0]} {flags}"
+        )
+    if out is None:
+        raise InputError(f"--out: missing; a page over {len(directories)} sweeps needs a folder of its own")
+    page, entries, figures = write_overview(directories, out)
+    if as_json:
+        print(json.dumps({"page": str(page), **figures}, indent=1))
+    else:
+        print_overview(entries, figures["sweeps"])
+        print(f"\nPage: {page}")

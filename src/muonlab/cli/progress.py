@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,6 +15,7 @@ from muonlab.train.run_folder import ENDED
 
 if TYPE_CHECKING:
     from muonlab.data.prepare import Progress as Prepared
+    from muonlab.lab.overview import Entry
     from muonlab.lab.pool import Event
     from muonlab.lab.race import Standing
     from muonlab.lab.results import Results
@@ -216,20 +217,41 @@ def print_results(results: Results) -> None:
     """The table of arms and the answer, on stdout."""
     from muonlab.lab.report import answer, notes, table
 
-    console = Output(highlight=False)
-    if not console.is_terminal:
-        console.width = 132  # a file or a pipe has no width of its own
+    console = _wide()
     console.print(f"\n{results.plan['question']}\n", style="bold", markup=False)
-    header, rows = table(results)
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for i, name in enumerate(header):
-        shown.add_column(name, justify="left" if i == 0 else "right", no_wrap=name in ("arm", "verdict"))
-    for row in rows:
-        shown.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    console.print(shown)
+    _print_table(console, *table(results), whole=("arm", "verdict"))
     console.print()
     for sentence in [*answer(results), *results.audit, *notes(results)]:
         console.print(sentence, markup=False, soft_wrap=True)
+
+
+def print_overview(entries: list[Entry], figures: list[dict[str, Any]]) -> None:
+    """The table of several sweeps and what must be known of it, on stdout."""
+    from muonlab.lab.overview import overview, remarks
+
+    console = _wide()
+    console.print()
+    _print_table(console, *overview(entries), whole=("sweep", "verdict"))
+    console.print()
+    for sentence in [*remarks(entries), *(note for one in figures for note in one["notes"])]:
+        console.print(sentence, markup=False, soft_wrap=True)
+
+
+def _wide() -> Output:
+    console = Output(highlight=False)
+    if not console.is_terminal:
+        console.width = 132  # a file or a pipe has no width of its own
+    return console
+
+
+def _print_table(console: Output, header: list[str], rows: list[list[str]], whole: tuple[str, ...]) -> None:
+    """whole: columns that are never wrapped."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, name in enumerate(header):
+        shown.add_column(name, justify="left" if i == 0 else "right", no_wrap=name in whole)
+    for row in rows:
+        shown.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+    console.print(shown)
 
 
 class PrepareDisplay:

@@ -77,14 +77,14 @@ def _spread(results: Results) -> Table:
     for arm in results.arms:
         s, c = arm.summary, arm.comparison
         row = [arm.name, *([number(v) for v in (s.median, s.minimum, s.maximum)] if s else ["–"] * 3)]
-        row.append(_between(s.low, s.high) if s else "–")
+        row.append(between(s.low, s.high) if s else "–")
         if results.baseline is not None:
-            row.append(_between(c.low, c.high, "+.4f") if c else "–")
+            row.append(between(c.low, c.high, "+.4f") if c else "–")
         rows.append(row)
     return Table("Spread", header, rows)
 
 
-def _between(low: float | None, high: float | None, form: str = ".4f") -> str:
+def between(low: float | None, high: float | None, form: str = ".4f") -> str:
     """An interval. An end beyond the last run is a dash of its own."""
     ends = [None if end is None or math.isnan(end) else end for end in (low, high)]
     return "–" if ends == [None, None] else " to ".join("?" if end is None else f"{end:{form}}" for end in ends)
@@ -105,7 +105,7 @@ def _targets(results: Results) -> Table | None:
             steps = to.steps
             row = [arm.name, *([f"{to.target:g}"] if len(targets) > 1 else []), f"{to.reached} of {to.ended}"]
             row += [_median(to, clock, 1 if clock == "seconds" else 0) for clock in clocks]
-            row.append(_between(steps.low, steps.high, ",.0f") if steps is not None and steps.n > 1 else "–")
+            row.append(between(steps.low, steps.high, ",.0f") if steps is not None and steps.n > 1 else "–")
             if with_ratio:
                 row.append("baseline" if arm is results.baseline else _ratio(to.ratio))
             rows.append(row)
@@ -145,7 +145,7 @@ def _further(results: Results) -> list[Table]:
             row = [arm.name, number(s.mean if s else None) + spread]
             row += [number(v) for v in (s.std, s.median, s.minimum, s.maximum)] if s else ["–"] * 4
             if results.baseline is not None:
-                row += [f"{c.difference:+.4f}", _between(c.low, c.high, "+.4f")] if c else ["–", "–"]
+                row += [f"{c.difference:+.4f}", between(c.low, c.high, "+.4f")] if c else ["–", "–"]
             rows.append(row)
         found.append(Table(METRICS[metric].capitalize(), header, rows, "Shown, not judged: the verdicts are on the metric above."))
     return found
@@ -158,11 +158,11 @@ def _effects(results: Results) -> Table | None:
     header = ["factor", "level", "runs", "mean", f"{level} CI", "difference", f"{level} CI of the difference", "p"]
     rows, short = [], _short_names(results)
     for row in results.effects.rows:
-        line = [short[row.factor], _plain(row.level), str(row.runs), number(row.mean), _between(row.low, row.high)]
+        line = [short[row.factor], _plain(row.level), str(row.runs), number(row.mean), between(row.low, row.high)]
         if row.difference is None:
             line += ["reference", "–", "–"]
         else:
-            line += [f"{row.difference:+.4f}", _between(row.difference_low, row.difference_high, "+.4f"), _p(row.p)]
+            line += [f"{row.difference:+.4f}", between(row.difference_low, row.difference_high, "+.4f"), _p(row.p)]
         rows.append(line)
     note = (
         f"Averages over all combinations of the other factors; chance is estimated from {results.effects.error}, p by t tests, "

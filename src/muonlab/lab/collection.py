@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import errno
 import math
+import re
 from collections import Counter
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from muonlab.train.run_folder import RunFolder
 from muonlab.train.settings import flat, nested
 
 METRICS = ("val_loss", "best_val_loss", "train_loss", "seconds")
+_SETTINGS = re.compile(r"( \S+=\S+)+$")  # in an arm's name: "baseline lr=0.1"
 _REDO = "delete this folder, then log or import the run again"
 
 
@@ -87,11 +90,12 @@ def collect(
     metric: str = "val_loss",
     question: str | None = None,
 ) -> Sweep:
-    """The runs of a collection as a sweep: its cells are the arms, in order of name.
+    """The runs of a collection as a sweep: its cells are the arms, the baseline first and the others in order of name.
 
-    baseline: an arm; default: the one called "baseline" if there is one, else the first. A plan is made from the runs that are
-    there, so that none can be missing; one that is not finished, or has diverged, is a row like the others. Raises InputError if
-    there are no runs, if one is damaged or there twice, if an arm or metric is unknown, or a finished run lacks the metric.
+    baseline: an arm; default: the one called "baseline" if there is one, else the one that came first (see _order). A plan is
+    made from the runs that are there, so that none can be missing; one that is not finished, or has diverged, is a row like the
+    others. Raises InputError if there are no runs, if one is damaged or there twice, if an arm or metric is unknown, or a
+    finished run lacks the metric.
     """
     directory = Path(directory)
     _check(directory, target, margin, alpha, metric)
@@ -102,7 +106,8 @@ def collect(
     if baseline is not None and baseline not in arms:
         raise InputError(f"{directory}: there is no arm {baseline!r}; {did_you_mean(baseline, arms)}")
     if baseline is None and len(arms) > 1:
-        baseline = "baseline" if "baseline" in arms else arms[0]
+        baseline = _default_baseline([run for _, run in found])
+    arms.sort(key=lambda arm: (arm != baseline, arm))
     _refuse_twins(directory, found)
     runs = [{"cell": run["arm"], "seed": run["seed"], "id": run["id"], "folder": name} for name, run in found]
     runs.sort(key=lambda planned: (planned["seed"], planned["cell"]))
@@ -142,6 +147,11 @@ def open_directory(directory: str | Path, **options: Any) -> Sweep:
     return load_sweep(directory) if read_plan(Path(directory)) is not None else collect(directory, **options)
 
 
+def is_collection(directory: Path) -> bool:
+    """Whether a folder holds runs that no sweep planned. Raises InputError for a damaged plan."""
+    return read_plan(directory) is None and any(directory.glob("*/run.json"))
+
+
 def _check(directory: Path, target: float | None, margin: float | None, alpha: float, metric: str) -> None:
     problems = []
     if metric not in METRICS:
@@ -154,6 +164,31 @@ def _check(directory: Path, target: float | None, margin: float | None, alpha: f
         problems.append(f"alpha: expected a level between 0 and 0.5, got {alpha}")
     if problems:
         raise InputError(*(f"{directory}: {problem}" for problem in problems))
+
+
+def _default_baseline(runs: list[dict[str, Any]]) -> str:
+    """The arm called "baseline", whatever its case and whatever settings its name tells beside; else the one that came first."""
+    first: dict[str, tuple[int, str, int]] = {}
+    for run in runs:
+        first[run["arm"]] = min(_order(run), first.get(run["arm"], _order(run)))
+    arms = sorted(first, key=lambda arm: (first[arm], arm))
+    for called in (str, str.casefold, lambda arm: _SETTINGS.sub("", arm).casefold()):
+        for arm in arms:
+            if called(arm) == "baseline":
+                return arm
+    return arms[0]
+
+
+def _order(run: dict[str, Any]) -> tuple[int, str, int]:
+    """When a run came: logged ones before imported ones, these as their logs were named; then by start, then as in the file."""
+    provenance = run.get("provenance") or {}
+    origin = provenance.get("import") or {}
+    try:
+        began = datetime.fromisoformat(provenance.get("started") or "")
+        started = began.replace(tzinfo=began.tzinfo or UTC).astimezone(UTC).isoformat(timespec="microseconds")
+    except (TypeError, ValueError, OverflowError):
+        started = "unknown"  # after all dates
+    return origin.get("argument", 0), started, origin.get("in_file", 0)
 
 
 def _refuse_twins(directory: Path, found: list[tuple[str, dict[str, Any]]]) -> None:

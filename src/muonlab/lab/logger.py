@@ -311,7 +311,7 @@ def _provenance() -> dict[str, Any]:
                 versions[name] = importlib.metadata.version(name)
     cuda = getattr(torch, "cuda", None)
     return {
-        "started": _now(),
+        "started": datetime.now(UTC).isoformat(timespec="milliseconds"),  # arms of one second are told apart
         "git": git_state(Path.cwd()),
         "versions": versions,
         "system": f"{platform.system()} {platform.machine()}",

@@ -23,7 +23,7 @@ from muonlab.lab.store import Sweep, load_sweep
 
 __all__ = ["answer", "as_json", "notes", "table", "write_report"]
 
-_TEMPLATES = jinja2.Environment(
+TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("muonlab.lab"),
     autoescape=lambda name: name is not None and name.endswith(".html.j2"),
     trim_blocks=True,
@@ -37,7 +37,7 @@ def _markdown(text: object) -> str:
     return re.sub(r"([\\`*_\[\]<>|&~])", r"\\\1", str(text))
 
 
-_TEMPLATES.filters["md"] = _markdown
+TEMPLATES.filters["md"] = _markdown
 
 
 def write_report(
@@ -67,10 +67,10 @@ def write_report(
             specs, numbers = packed([chart.spec("container") for chart in drawn])
             themes = {mode: charts.theme(mode) for mode in ("light", "dark")}
             libraries = bundle.text() if drawn else ""
-        page = _TEMPLATES.get_template("report.html.j2").render(
+        page = TEMPLATES.get_template("report.html.j2").render(
             **content, specs=specs, numbers=numbers, themes=themes, bundle=libraries
         )
-        write_atomically(target / "report.md", _TEMPLATES.get_template("report.md.j2").render(**content))
+        write_atomically(target / "report.md", TEMPLATES.get_template("report.md.j2").render(**content))
         write_atomically(target / "results.json", json.dumps(as_json(results), indent=1, allow_nan=False) + "\n")
         write_atomically(target / "report.html", page)
     except OSError as error:

@@ -30,18 +30,20 @@ _PAPER = {"light": "#ffffff", "dark": "#14171a"}
 @dataclass(frozen=True)
 class Chart:
     """name: of its files; title and caption: for the page; chart: the definition. panels: how many small charts it is made of
-    (0: it is one chart, as wide as the page)."""
+    (0: it is one chart, as wide as the page). labels: pixels for the names at the left of charts below one another."""
 
     name: str
     title: str
     caption: str
     chart: Any
     panels: int = 0
+    labels: int = 0
 
     def spec(self, width: int | str = WIDTH) -> dict[str, Any]:
         """The Vega-Lite definition; width "container" follows the page. Small charts are laid out by the page itself."""
         if self.panels:
-            return self.chart.to_dict() | ({"panels": self.panels} if width == "container" else {})
+            room = {"labels": self.labels} if self.labels else {}
+            return self.chart.to_dict() | ({"panels": self.panels, **room} if width == "container" else {})
         return self.chart.properties(width=width).to_dict()
 
 
@@ -188,7 +190,7 @@ def few_ticks() -> alt.Axis:
 def row_height(names: list[str], roomy: int = 56) -> int:
     """Of a chart with a row for each arm: many arms stand closer, those with names in two lines not as close."""
     count = len(names)
-    return max(2, count) * (roomy if count <= 6 else 36 if count <= 10 else 34 if any(map(_halves, names)) else 24)
+    return max(2, count) * (roomy if count <= 6 else 36 if count <= 10 else 34 if any(map(halves_of, names)) else 24)
 
 
 def arm_rows(names: list[str]) -> alt.Y:
@@ -200,11 +202,11 @@ def arm_rows(names: list[str]) -> alt.Y:
 
 def in_halves(names: list[str], longest: int = 28) -> str | None:
     """An expression that puts labels longer than this in two lines; None if there are none."""
-    halves = {name: found for name in names if (found := _halves(name, longest))}
+    halves = {name: found for name in names if (found := halves_of(name, longest))}
     return f"{json.dumps(halves)}[datum.label] || (datum.label)" if halves else None
 
 
-def _halves(name: str, longest: int = 28) -> list[str] | None:
+def halves_of(name: str, longest: int = 28) -> list[str] | None:
     """A long name, cut at the space that is nearest to its middle."""
     spaces = [i for i, letter in enumerate(name) if letter == " "]
     if len(name) <= longest or not spaces:

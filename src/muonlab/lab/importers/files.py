@@ -19,29 +19,33 @@ _SUFFIXES = (".txt", ".log", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".par
 _LOOK = 0.3  # of the work with a log: what kind it is, and whether it is whole
 
 
-def find_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Files, folders (everything in them that may be a log) and patterns as files. Raises InputError for what is not there."""
-    found: list[Path] = []
+def find_files(paths: Iterable[str | Path]) -> dict[Path, int]:
+    """Files, folders (everything in them that may be a log) and patterns as files, each with the number of the first path that
+    names it, from 1. Raises InputError for what is not there."""
+    found: dict[Path, tuple[Path, int]] = {}  # by the file itself, which may be named twice
     problems = []
-    for given in paths:
+    for number, given in enumerate(paths, 1):
+        files: list[Path] = []
         path = Path(given)
         if path.is_dir():
             below = [p for p in sorted(path.rglob("*")) if p.is_file() and _may_be_log(p)]
-            found += below
+            files = below
             if not below:
                 problems.append(f"{path}: this folder holds no logs ({', '.join(_SUFFIXES)} or TensorBoard's event files)")
         elif path.is_file():
-            found.append(path)
+            files = [path]
         elif glob.has_magic(str(given)) and not path.exists():
-            matches = [Path(match) for match in sorted(glob.glob(str(given), recursive=True)) if Path(match).is_file()]
-            found += matches
-            if not matches:
+            files = [Path(match) for match in sorted(glob.glob(str(given), recursive=True)) if Path(match).is_file()]
+            if not files:
                 problems.append(f"{given}: no file matches this pattern")
         else:
             problems.append(f"{path}: {'not an ordinary file' if path.exists() else 'no such file or folder'}")
+        for file in files:
+            first = found.get(file.resolve(), (file, number))[1]
+            found[file.resolve()] = (file, first)
     if problems:
         raise InputError(*problems)
-    return list({path.resolve(): path for path in found}.values())
+    return dict(found.values())
 
 
 def _may_be_log(path: Path) -> bool:

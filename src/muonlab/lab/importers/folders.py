@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -41,10 +42,11 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Origin:
-    """The file that runs come from."""
+    """The file that runs come from. argument: the number of the path that named it."""
 
     path: Path
     sha256: str
+    argument: int
 
     @property
     def kept_as(self) -> str:
@@ -80,8 +82,8 @@ def import_logs(
             known = [run for _, run in run_folders(out)] if out.exists() else []
             _refuse_duplicates(parsed, known, out)
             imported = [
-                _write(stage, origin, run, seed, columns or {}, stated)
-                for (origin, run), (seed, stated) in zip(parsed, _seeds(parsed, known), strict=True)
+                _write(stage, origin, run, seed, {"columns": dict(columns or {}), "seed_stated": stated, **place})
+                for (origin, run), (seed, stated), place in zip(parsed, _seeds(parsed, known), _places(parsed, known), strict=True)
             ]
             for origin in {origin.sha256: origin for origin, _ in parsed}.values():
                 (stage / ORIGINALS).mkdir(exist_ok=True)
@@ -93,7 +95,11 @@ def import_logs(
 
 
 def _parse(
-    files: list[Path], columns: Mapping[str, str], arm: str | None, unpack_limit: int, on_progress: Callable[[float, str], None]
+    files: Mapping[Path, int],
+    columns: Mapping[str, str],
+    arm: str | None,
+    unpack_limit: int,
+    on_progress: Callable[[float, str], None],
 ) -> list[tuple[_Origin, ParsedRun]]:
     found: list[tuple[_Origin, ParsedRun]] = []
     problems: list[str] = []
@@ -110,7 +116,7 @@ def _parse(
         except InputError as error:
             problems.extend(error.problems)
             continue
-        origin = _Origin(path, sha256_of(path))
+        origin = _Origin(path, sha256_of(path), files[path])
         found += [(origin, run) for run in runs]
     if problems:
         more = [f"and {len(problems) - _SHOWN} more such problems"] if len(problems) > _SHOWN else []
@@ -166,13 +172,24 @@ def _seeds(parsed: list[tuple[_Origin, ParsedRun]], known: list[dict[str, Any]])
     return found
 
 
-def _write(stage: Path, origin: _Origin, run: ParsedRun, seed: int, columns: Mapping[str, str], stated: bool) -> Imported:
+def _places(parsed: list[tuple[_Origin, ParsedRun]], known: list[dict[str, Any]]) -> list[dict[str, int]]:
+    """For each run the number of the path that named its file, counted on from earlier imports, and its place in the file."""
+    before = max(((run["provenance"].get("import") or {}).get("argument", 0) for run in known if run.get("provenance")), default=0)
+    seen: Counter[str] = Counter()
+    found = []
+    for origin, _ in parsed:
+        found.append({"argument": before + origin.argument, "in_file": seen[origin.sha256]})
+        seen[origin.sha256] += 1
+    return found
+
+
+def _write(stage: Path, origin: _Origin, run: ParsedRun, seed: int, about: dict[str, Any]) -> Imported:
+    """about: what else of the import goes into the provenance."""
     folder = RunFolder(stage / run_folder_name(run.arm, seed, run.id))
     folder.path.mkdir(parents=True)
     provenance: dict[str, Any] = {"started": None, "git": None, "versions": {}, "gpu": None} | run.facts
     provenance["import"] = {
-        "file": origin.path.name, "sha256": origin.sha256, "kept_as": origin.kept_as, "run": run.name, "named": run.named,
-        "columns": dict(columns), "seed_stated": stated,
+        "file": origin.path.name, "sha256": origin.sha256, "kept_as": origin.kept_as, "run": run.name, "named": run.named, **about,
     }  # fmt: skip
     if run.source is not None:
         source = run.source.encode()
