@@ -267,3 +267,23 @@ def test_runs_that_wait_for_one_that_fails_prepare_for_themselves(monkeypatch, f
     assert len(list(cache().glob("*"))) == (failing < 4), "not even an empty folder"
     if failing < 4:
         assert set(good) == {folders(rows())[0][0].sha256}
+
+
+def test_a_folder_that_is_removed_while_it_is_looked_for_is_made_again(monkeypatch, tmp_path):
+    """mkdir finds it there, and then finds no folder: that is told as FileExistsError, and is none."""
+    from muonlab.data.lock import locked
+
+    real, calls = Path.mkdir, []
+
+    def mkdir(self, *args, **options):
+        calls.append(self)
+        if len(calls) == 1:
+            raise FileExistsError(17, "File exists", str(self))
+        real(self, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with locked(tmp_path / "new", wait=True, say=lambda _: None) as made:
+        assert made == [tmp_path / "new"]
+    Path("file").write_text("")
+    with pytest.raises(InputError, match="cannot be written: File exists"), locked(Path("file"), True, lambda _: None):
+        pass
