@@ -240,10 +240,11 @@ def apply_rule(
     members = [stack.members[i] for i in run]
     rows = stack.rows(run)
     state = dict(stack.state) if len(run) == len(stack.members) else {name: tensor[rows] for name, tensor in stack.state.items()}
-    # A convolution in channels_last has no view as a matrix: it is stepped as a copy.
+    # A convolution in channels_last has no view as a matrix, nor have interleaved blocks: they are stepped as copies.
     copied = [m.spec is not None and m.param.ndim != 2 and not m.param.is_contiguous() for m in members]
     stored = [m.param.contiguous() if c else m.param for m, c in zip(members, copied, strict=True)]
-    matrices = [matrix for m, p in zip(members, stored, strict=True) for matrix in m.matrices(p)]
+    of_each = [m.matrices(p) for m, p in zip(members, stored, strict=True)]
+    matrices = [matrix for of_one in of_each for matrix in of_one]
     low = state.pop(MANTISSA, None)
     if low is not None:
         weights = [shadow.join(w, row) for w, row in zip(matrices, low.unbind(0), strict=True)]
@@ -272,7 +273,9 @@ def apply_rule(
             row.copy_(remainder)
     elif matrices[0].dtype in HALF:  # decay and update together are rounded once
         torch._foreach_copy_(matrices, weights)  # pyright: ignore[reportPrivateImportUsage]
-    for member, copy, own in zip(members, stored, copied, strict=True):
+    for member, copy, own, of_one in zip(members, stored, copied, of_each, strict=True):
+        if member.spec is not None and member.spec.groups > 1:
+            member.spec.write(copy, member.which, of_one)
         if own:
             member.param.copy_(copy)
 
