@@ -28,7 +28,7 @@ def orthogonal_factor(matrix: Tensor) -> Tensor:
 def _completed(basis: Tensor, weights: Tensor) -> Tensor:
     """Puts the unit vectors' basis in place of the columns of next to no weight."""
     relative = 1e-9 if basis.dtype == torch.float64 else 16 * torch.finfo(basis.dtype).eps
-    empty = weights <= relative * weights.max()
+    empty = weights <= relative * (weights.max() if len(weights) else 0)
     if not bool(empty.any()):
         return basis
     out = basis.clone()
