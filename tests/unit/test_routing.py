@@ -28,8 +28,8 @@ def roles(model, **options):
 def test_roles_follow_the_structure():
     found = roles(Tiny())
     assert found["wte.weight"] == "embedding"
-    assert found["up.weight"] == "matrix"
-    assert found["up.bias"] == found["norm.weight"] == found["conv.weight"] == "vector"
+    assert found["up.weight"] == found["conv.weight"] == "matrix"
+    assert found["up.bias"] == found["norm.weight"] == "vector"
     assert found["lm_head.weight"] == "head"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from muonlab.names import choose
 from muonlab.optim import routing
 from muonlab.optim.apply import SUBTRACT
 from muonlab.optim.apply import constraint as find_constraint
+from muonlab.optim.doubts import doubts
 from muonlab.optim.elementwise import AdamW
 from muonlab.optim.matrices import MatrixSpec
 from muonlab.optim.optimizer import Optimizer
@@ -73,6 +75,8 @@ def optimizer(
     if main.matrices and all(a.role != "matrix" for a in assignments):
         roles_found = ", ".join(sorted({a.role for a in assignments}))
         raise ValueError(f"{type(model).__name__} has no hidden matrix for {name!r} (roles found: {roles_found})")
+    for sentence in doubts(name, assignments) if main.matrices else ():
+        warnings.warn(f"{type(model).__name__}: {sentence}", UserWarning, stacklevel=2)
     rates = {"matrix": lr, **_per_role(aux_lr, fallback)}
     groups = []
     # One group for each role (and storage layout), in the order in which they first appear; never in a set's order.

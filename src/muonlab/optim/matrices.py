@@ -23,9 +23,9 @@ class MatrixSpec:
     number of equal blocks (3 for fused QKV, the number of heads, half of it for pairs of heads) or their sizes in order (grouped
     queries, Mamba's in_proj). `groups`: the blocks are interleaved: the outputs are so many equal groups, each split like
     that, and a matrix is the blocks that stand at the same place of all groups. With 12 heads, [q1 k1 v1 q2 k2 v2 …] is
-    groups=12, split=3; Falcon's [q…q k v] for each of 8 pairs of keys and values is groups=8, split=(q, d, d). `norm_axis`: what a norm constraint runs along: "input" keeps the norm of every row (an
-    output's weights over its inputs), "output" that of every column; None: this parameter is not constrained. A vector
-    (a gain, a bias) never is.
+    groups=12, split=3; Falcon's [q…q k v] for each of 8 pairs of keys and values is groups=8, split=(q, d, d). `norm_axis`:
+    what a norm constraint runs along: "input" keeps the norm of every row (an output's weights over its inputs), "output" that
+    of every column; None: this parameter is not constrained. A vector (a gain, a bias) never is.
     """
 
     transposed: bool = False

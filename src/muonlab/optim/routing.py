@@ -1,6 +1,7 @@
 """Routing: model -> a role for every parameter -> groups. Every parameter is covered exactly once, with a reason.
 
-Roles: `matrix` (hidden weights: the Muon family), `embedding`, `head`, `vector` (gains, biases, everything else: AdamW).
+Roles: `matrix` (hidden weights: the Muon family), `embedding`, `head`, `vector` (gains, biases, everything else: AdamW). Who says
+so, in this order: the caller, the model, what is known of architectures (architectures.py), the structure.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any
 from torch import nn
 
 from muonlab.names import choose
+from muonlab.optim.architectures import Known, plain_path
+from muonlab.optim.architectures import known as known_of
+from muonlab.optim.ends import first_layers, heads_of
 from muonlab.optim.matrices import PLAIN, MatrixSpec
 
 ROLES = ("matrix", "embedding", "head", "vector")
-
-# Modules that turn features into logits, by the names that public models give them.
-_HEAD_NAMES = {"lm_head", "head", "unembed", "unembedding", "embed_out", "output_projection", "classifier", "score"}
+Owners = list[tuple[nn.Module, str, str]]  # the modules that hold a parameter: module, its path, the parameter's name in it
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Assignment:
     role: str
     why: str
     spec: MatrixSpec = PLAIN
+    spec_told: bool = False  # by the caller or the model
 
 
 def assign(
@@ -37,9 +40,9 @@ def assign(
     """One assignment per parameter, in the model's order.
 
     The caller's `roles` ({pattern: role}, shell patterns on the full name, the last match wins) come first, then what the model
-    declares in `model.roles()` (the same form), then what its modules show. So with `specs`, {pattern: MatrixSpec or a mapping
-    of its fields, which are added to what is known}, and `model.specs()`. Raises ValueError for a pattern that matches nothing,
-    an unknown role or field, or a `matrix` that is none.
+    declares in `model.roles()` (the same form), then what is known of its architecture, then what its modules show. So with
+    `specs`, {pattern: MatrixSpec or a mapping of its fields, which are added to what is known}, and `model.specs()`. Raises
+    ValueError for a pattern that matches nothing, an unknown role or field, or a `matrix` that is none.
     """
     named = [(plain_name(name), p) for name, p in model.named_parameters()]
     names = [name for name, _ in named]
@@ -48,21 +51,28 @@ def assign(
     given = _expand(roles or {}, names, "given by the caller as")
     from_model = _expand(_declared(model, "roles"), names, "declared by the model as")
     owners = _owners(model)
-    heads = _heads(model)
+    heads, first = heads_of(model), first_layers(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    entries = {name: known_of(_chain(modules, owners[name]), p) for name, p in named}
     found = []
-    known = {name: _spec_by_structure(name, p, owners[name]) for name, p in named}
+    known: dict[str, MatrixSpec] = {}
+    for name, p in named:
+        entry = entries[name]
+        known[name] = _spec_by_structure(name, p, owners[name]) if entry is None or entry[1] is None else entry[1]
+    told = set()
     for patterns in (_declared(model, "specs"), specs or {}):
         for pattern, fields in patterns.items():
             for name in match_pattern(pattern, names):
+                told.add(name)
                 known[name] = fields if isinstance(fields, MatrixSpec) else _with_fields(pattern, known[name], fields)
     for name, p in named:
-        role, why = given.get(name) or from_model.get(name) or _by_structure(p, owners[name], heads)
+        role, why = given.get(name) or from_model.get(name) or _by_knowledge(entries[name], p, owners[name], heads, first)
         if role == "matrix":
             try:
                 known[name].shapes(p)
             except ValueError as error:
                 raise ValueError(f"{name}: role 'matrix': {error}, or use role 'vector'") from None
-        found.append(Assignment(name, p, role, why, known[name]))
+        found.append(Assignment(name, p, role, why, known[name], name in told))
     return found
 
 
@@ -88,12 +98,11 @@ def _with_fields(pattern: str, spec: MatrixSpec, fields: Mapping[str, Any]) -> M
     return replace(spec, **fields)
 
 
-def _spec_by_structure(name: str, p: nn.Parameter, owners: list[tuple[nn.Module, str]]) -> MatrixSpec:
+def _spec_by_structure(name: str, p: nn.Parameter, owners: Owners) -> MatrixSpec:
     """How the module stores its weight: transposed in Hugging Face's Conv1D; queries, keys and values in one tensor."""
-    for module, path in owners:
+    for module, _, _ in owners:
         if type(module).__name__ == "Conv1D" and p.ndim == 2:
-            fused = path.rsplit(".", 1)[-1] == "c_attn" and p.shape[1] == 3 * p.shape[0]
-            return MatrixSpec(transposed=True, split=3 if fused else 1)
+            return MatrixSpec(transposed=True)
         if isinstance(module, nn.MultiheadAttention) and name.endswith("in_proj_weight"):
             return MatrixSpec(split=3)
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups > 1 and p.ndim > 2:
@@ -119,46 +128,69 @@ def _expand(patterns: Mapping[str, str], names: list[str], source: str) -> dict[
     return expanded
 
 
-def _owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """First name of each parameter -> every (module, module path) that holds it: more than one where weights are tied."""
+def _owners(model: nn.Module) -> dict[str, Owners]:
+    """First name of each parameter -> all who hold it: more than one where weights are tied."""
     first = {id(p): plain_name(name) for name, p in model.named_parameters()}
-    owners: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in first.values()}
+    owners: dict[str, Owners] = {name: [] for name in first.values()}
     for path, module in model.named_modules(remove_duplicate=False):
-        for p in module.parameters(recurse=False):
-            owners[first[id(p)]].append((module, path))
+        for own, p in module.named_parameters(recurse=False):
+            owners[first[id(p)]].append((module, path, own))
     return owners
 
 
-def _heads(model: nn.Module) -> set[int]:
-    """ids of the modules that turn features into logits: by Hugging Face's accessor and by name; where these find none, the
-    last one with as many outputs as an embedding has rows (an attention projection can match one too, but comes before)."""
-    accessor = getattr(model, "get_output_embeddings", None)
-    found = {id(accessor())} - {id(None)} if callable(accessor) else set()
-    rows = {m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)}
-    alike = []
-    for path, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, nn.Parameter) or weight.ndim != 2 or isinstance(module, nn.Embedding):
-            continue
-        if path.rsplit(".", 1)[-1] in _HEAD_NAMES:
-            found.add(id(module))
-        if weight.shape[0] in rows:
-            alike.append(id(module))
-    return found or set(alike[-1:])
+def _chain(modules: Mapping[str, nn.Module], owners: Owners) -> list[tuple[nn.Module, str]]:
+    """The modules that hold a parameter, the nearest first, and its path from each."""
+    chain = []
+    for _, path, own in owners:
+        inner, outer = own, path
+        while True:
+            chain.append((modules[outer], plain_path(inner)))
+            if not outer:
+                break
+            outer, _, last = outer.rpartition(".")
+            inner = f"{last}.{inner}"
+    return chain
 
 
-def _by_structure(p: nn.Parameter, owners: list[tuple[nn.Module, str]], heads: set[int]) -> tuple[str, str]:
-    for module, _ in owners:
+def _by_knowledge(
+    entry: tuple[Known, MatrixSpec | None] | None,
+    p: nn.Parameter,
+    owners: Owners,
+    heads: Mapping[int, str],
+    first: Mapping[int, str],
+) -> tuple[str, str]:
+    """What is known of the architecture, and where that says nothing of the role, the structure."""
+    if entry is not None and entry[0].role is not None:
+        return entry[0].role, f"known: {entry[0].why}"
+    role, why = _by_structure(p, owners, heads, first)
+    return role, why if entry is None or role != "matrix" else f"{why}, known: {entry[0].why}"
+
+
+def _by_structure(p: nn.Parameter, owners: Owners, heads: Mapping[int, str], first: Mapping[int, str]) -> tuple[str, str]:
+    for module, _, _ in owners:
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and p.ndim == 2:
             tied = " (tied)" if len(owners) > 1 else ""
             return "embedding", f"weight of an Embedding{tied}"
     if p.ndim < 2:
         return "vector", f"{p.ndim}-D"
-    for module, path in owners:
+    for module, path, _ in owners:
         if id(module) in heads:
-            return "head", f"{path or type(module).__name__} turns features into logits"
+            return "head", f"{path or type(module).__name__} turns features into logits: {heads[id(module)]}"
+        if id(module) in first:
+            return "embedding", first[id(module)]
     if p.ndim > 2:
-        return "vector", f"{p.ndim}-D: role 'matrix' would orthogonalize it"
+        return _of_more_dimensions(p, owners)
     if 1 in p.shape:
         return "vector", "one row or column"
     return "matrix", "2-D hidden weight"
+
+
+def _of_more_dimensions(p: nn.Parameter, owners: Owners) -> tuple[str, str]:
+    """Convolutions are matrices (out, in·k·k), but for depthwise ones (Jordan's advice for Muon: its README)."""
+    for module, _, own in owners:
+        if own != "weight" or not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            continue
+        if p.shape[1] == 1:
+            return "vector", "depthwise convolution"
+        return "matrix", "convolution, as a matrix (out, in·k)"
+    return "vector", f"{p.ndim}-D: role 'matrix' would orthogonalize it"
