@@ -80,10 +80,11 @@ def _by_name(linears: list[tuple[str, nn.Module]], whole: bool) -> list[tuple[st
 def _by_place(model: nn.Module, linears: list[tuple[str, nn.Module]]) -> dict[int, str]:
     """The last linear layer outside of numbered ones with an output for each token; behind convolutions, the last of all."""
     outside = [(path, module) for path, module in linears if "." not in path or not _NUMBERED.search(plain_path(path))]
-    rows = max((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), default=0)
-    alike = [module for _, module in outside if module.weight.shape[0] == rows]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-    if alike:
-        return {id(alike[-1]): "the last layer with an output for each token"}
+    rows = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
+    for tokens in dict.fromkeys([*rows[:1], max(rows, default=0)]):  # position tables come after, and are shorter
+        alike = [module for _, module in outside if getattr(module, "weight").shape[0] == tokens]  # noqa: B009 (of any class)
+        if alike:
+            return {id(alike[-1]): "the last layer with an output for each token"}
     convolutions = [m for m in model.modules() if isinstance(m, _CONVOLUTIONS) and m.weight.shape[1] > 1]
     if outside and convolutions and not rows and outside[-1] == linears[-1] and not hasattr(model, "config"):
         return {id(outside[-1][1]): "the last linear layer behind convolutions"}

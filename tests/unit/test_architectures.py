@@ -1,0 +1,394 @@
+"""Public architectures, small: every parameter's role and matrices, written down from the architectures' own sources; and that
+fused parameters hold what the table says, by what the models compute."""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import muonlab
+from muonlab.optim import MatrixSpec
+from muonlab.optim.routing import assign
+
+transformers = pytest.importorskip("transformers")
+
+M, H = ("matrix", ""), ("head", "")
+EMBEDDING = ("embedding", "")
+GATE_UP = ("matrix", "split 2 along output")
+BANK, BANK2 = ("matrix", "bank of 1 dim"), ("matrix", "bank of 1 dim, split 2 along output")
+LLAMA = {
+    "model.embed_tokens.weight": EMBEDDING,
+    "lm_head.weight": H,
+    "*.self_attn.[qkvo]_proj.weight": M,
+    "*.mlp.[gud]*_proj.weight": M,
+}
+MIXTURE = {
+    "model.embed_tokens.weight": EMBEDDING,
+    "lm_head.weight": H,
+    "*.self_attn.[qkvo]_proj.weight": M,
+    "*.mlp.gate.weight": M,
+    "*.mlp.experts.gate_up_proj": BANK2,
+    "*.mlp.experts.down_proj": BANK,
+}
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96, "pad_token_id": 0}
+MOE = {**TINY, "intermediate_size": 24, "num_key_value_heads": 2, "head_dim": 8}
+
+# name -> (model type, config, {pattern: (role, matrices)} for every parameter of two dimensions or more)
+ZOO: dict[str, tuple[str, dict, dict]] = {
+    "llama": ("llama", {**TINY, "intermediate_size": 48, "num_key_value_heads": 2}, LLAMA),
+    "qwen3": ("qwen3", {**TINY, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}, LLAMA),
+    "gemma2": ("gemma2", {**MOE, "tie_word_embeddings": True}, {k: v for k, v in LLAMA.items() if k != "lm_head.weight"}),
+    "mixtral": ("mixtral", {**MOE, "num_local_experts": 4}, MIXTURE),
+    "qwen3_moe": ("qwen3_moe", {**MOE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "decoder_sparse_step": 1}, MIXTURE),
+    "olmoe": ("olmoe", {**MOE, "num_experts": 4, "num_experts_per_tok": 2}, MIXTURE),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {**MOE, "num_experts": 4, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 20},
+        {
+            **MIXTURE,
+            "*.mlp.shared_expert.*_proj.weight": M,
+            "*.mlp.shared_expert_gate.weight": ("vector", ""),
+        },
+    ),
+    "gpt_oss": (
+        "gpt_oss",
+        {**MOE, "num_local_experts": 4, "num_experts_per_tok": 2},
+        {
+            **{k: v for k, v in MIXTURE.items() if "mlp" not in k},
+            "*.mlp.router.weight": M,
+            "*.experts.gate_up_proj": ("matrix", "transposed, bank of 1 dim, 24 groups of 2"),
+            "*.experts.down_proj": ("matrix", "transposed, bank of 1 dim"),
+            "*.experts.*_bias": ("vector", ""),
+        },
+    ),
+    "llama4": (
+        "llama4_text",
+        {**MOE, "num_local_experts": 4, "intermediate_size_mlp": 40, "interleave_moe_layer_step": 1, "attention_chunk_size": 16},
+        {
+            **{k: v for k, v in MIXTURE.items() if "mlp" not in k},
+            "*.feed_forward.router.weight": M,
+            "*.feed_forward.shared_expert.*_proj.weight": M,
+            "*.experts.gate_up_proj": ("matrix", "transposed, bank of 1 dim, split 2 along output"),
+            "*.experts.down_proj": ("matrix", "transposed, bank of 1 dim"),
+        },
+    ),
+    "jamba": (
+        "jamba",
+        {**MOE, "num_experts": 4, "mamba_dt_rank": 4, "mamba_d_state": 6, "attn_layer_offset": 1, "attn_layer_period": 2,
+         "use_mamba_kernels": False},
+        {
+            "model.embed_tokens.weight": EMBEDDING,
+            "lm_head.weight": H,
+            "*.self_attn.[qkvo]_proj.weight": M,
+            "*.feed_forward.*_proj.weight": M,
+            "*.feed_forward.router.weight": M,
+            "*.experts.gate_up_proj": BANK2,
+            "*.experts.down_proj": BANK,
+            "*.mamba.A_log": ("vector", ""),
+            "*.mamba.conv1d.weight": ("vector", "split 64 along output"),
+            "*.mamba.in_proj.weight": ("matrix", "split 2 along output"),
+            "*.mamba.x_proj.weight": ("matrix", "split (4, 6, 6) along output"),
+            "*.mamba.dt_proj.weight": M,
+            "*.mamba.out_proj.weight": M,
+        },
+    ),
+    "gpt_neox": (
+        "gpt_neox",
+        {**TINY, "intermediate_size": 48},
+        {
+            "gpt_neox.embed_in.weight": EMBEDDING,
+            "embed_out.weight": H,
+            "lm_head.weight": H,
+            "*.query_key_value.weight": ("matrix", "4 groups of 3"),
+            "*.dense*.weight": M,
+        },
+    ),
+    "bloom": (
+        "bloom",
+        {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 96},
+        {
+            "transformer.word_embeddings.weight": EMBEDDING,
+            "*.query_key_value.weight": ("matrix", "4 groups of 3"),
+            "*.dense*.weight": M,
+        },
+    ),
+    **{
+        f"falcon, {name}": (
+            "falcon",
+            {**TINY, "alibi": False, "tie_word_embeddings": True, **config},
+            {
+                "transformer.word_embeddings.weight": EMBEDDING,
+                "*.query_key_value.weight": ("matrix", layout),
+                "*.dense*.weight": M,
+            },
+        )
+        for name, config, layout in (
+            ("groups", {"new_decoder_architecture": True, "num_kv_heads": 2}, "2 groups of (16, 8, 8)"),
+            ("one key", {"multi_query": True, "new_decoder_architecture": False}, "split (32, 8, 8) along output"),
+            ("heads", {"multi_query": False, "new_decoder_architecture": False}, "4 groups of 3"),
+        )
+    },
+    "mpt": (
+        "mpt",
+        {"d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 96, "max_seq_len": 64},
+        {"transformer.wte.weight": EMBEDDING, "*.Wqkv.weight": ("matrix", "split 3 along output"), "*_proj.weight": M},
+    ),
+    "phi3": (
+        "phi3",
+        {**TINY, "intermediate_size": 48, "num_key_value_heads": 2},
+        {
+            "model.embed_tokens.weight": EMBEDDING,
+            "lm_head.weight": H,
+            "*.qkv_proj.weight": ("matrix", "split (32, 16, 16) along output"),
+            "*.gate_up_proj.weight": GATE_UP,
+            "*.o_proj.weight": M,
+            "*.down_proj.weight": M,
+        },
+    ),
+    "codegen": (
+        "codegen",
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 96, "rotary_dim": 4, "n_positions": 64},
+        {
+            "transformer.wte.weight": EMBEDDING,
+            "lm_head.weight": H,
+            "*.qkv_proj.weight": ("matrix", "4 groups of 3"),
+            "*.out_proj.weight": M,
+            "*.mlp.fc_*.weight": M,
+        },
+    ),
+    **{
+        f"gpt_bigcode, {name}": (
+            "gpt_bigcode",
+            {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 96, "n_positions": 64, "multi_query": many},
+            {
+                "transformer.w[tp]e.weight": EMBEDDING,
+                "*.attn.c_attn.weight": ("matrix", layout),
+                "*.c_proj.weight": M,
+                "*.c_fc.weight": M,
+            },
+        )
+        for name, many, layout in (("one key", True, "split (32, 8, 8) along output"), ("heads", False, "4 groups of 3"))
+    },
+    "gpt2": (
+        "gpt2",
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 96, "n_positions": 64, "add_cross_attention": True},
+        {
+            "transformer.w[tp]e.weight": EMBEDDING,
+            "*.attn.c_attn.weight": ("matrix", "transposed, split 3 along output"),
+            "*.crossattention.c_attn.weight": ("matrix", "transposed, split 2 along output"),
+            "*.q_attn.weight": ("matrix", "transposed"),
+            "*.c_proj.weight": ("matrix", "transposed"),
+            "*.c_fc.weight": ("matrix", "transposed"),
+        },
+    ),
+    "mamba2": (
+        "mamba2",
+        {"hidden_size": 32, "num_heads": 8, "head_dim": 8, "state_size": 6, "n_groups": 2, "num_hidden_layers": 2, "vocab_size": 96,
+         "tie_word_embeddings": False},
+        {
+            "backbone.embeddings.weight": EMBEDDING,
+            "lm_head.weight": H,
+            "*.in_proj.weight": ("matrix", "split (64, 64, 12, 12, 8) along output"),
+            "*.conv1d.weight": ("vector", "split 88 along output"),
+            "*.out_proj.weight": M,
+        },
+    ),
+    "mamba": (
+        "mamba",
+        {"hidden_size": 32, "state_size": 6, "num_hidden_layers": 2, "vocab_size": 96, "time_step_rank": 4},
+        {
+            "backbone.embeddings.weight": EMBEDDING,
+            "*.in_proj.weight": ("matrix", "split 2 along output"),
+            "*.x_proj.weight": ("matrix", "split (4, 6, 6) along output"),
+            "*.conv1d.weight": ("vector", "split 64 along output"),
+            "*.A_log": ("vector", ""),
+            "*.dt_proj.weight": M,
+            "*.out_proj.weight": M,
+        },
+    ),
+}  # fmt: skip
+
+
+def tiny(name):
+    kind, options, _ = ZOO[name]
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **options)).eval()
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_parameter_has_its_role_and_matrices(name):
+    expected = ZOO[name][2]
+    used = set()
+    for one in assign(tiny(name)):
+        if one.parameter.ndim < 2:
+            assert one.role == "vector", one.name
+            continue
+        pattern = next((p for p in expected if fnmatch.fnmatchcase(one.name, p)), None)
+        assert pattern is not None, f"{one.name} {tuple(one.parameter.shape)} is not written down"
+        used.add(pattern)
+        role, layout = expected[pattern]
+        assert (one.role, str(one.spec)) == (role, layout), one.name
+    assert used >= set(expected) - {"embed_out.weight", "lm_head.weight"}, "what is written down is there"
+
+
+# Which of a fused parameter's matrices makes the others idle where it is zero: values without which attention says nothing, the
+# other factor of a gated product, the input of a state space.
+SILENT = {
+    "gpt_neox": ("*.query_key_value", 2, 3), "bloom": ("*.query_key_value", 2, 3),
+    "falcon, groups": ("*.query_key_value", 2, 3), "falcon, one key": ("*.query_key_value", 2, 3),
+    "falcon, heads": ("*.query_key_value", 2, 3), "mpt": ("*.Wqkv", 2, 3), "phi3": ("*.qkv_proj", 2, 3),
+    "codegen": ("*.qkv_proj", 1, 3), "gpt_bigcode, one key": ("*.attn.c_attn", 2, 3), "gpt_bigcode, heads": ("*.attn.c_attn", 2, 3),
+    "gpt2": ("*.attn.c_attn", 2, 3), "mixtral": ("*.experts.gate_up_proj", 1, 2), "gpt_oss": ("*.experts.gate_up_proj", 1, 2),
+    "llama4": ("*.experts.gate_up_proj", 1, 2), "qwen3_moe": ("*.experts.gate_up_proj", 1, 2), "mamba2": ("*.in_proj", 1, 5),
+    "mamba": ("*.in_proj", 0, 2),
+}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SILENT)
+def test_a_fused_parameter_holds_the_matrices_that_the_table_says(name):
+    """With one of them zero the logits do not depend on the others; were the layout another, they would."""
+    pattern, silent, count = SILENT[name]
+    model = tiny(name)
+    tokens = torch.randint(1, 96, (2, 12), generator=torch.Generator().manual_seed(1))
+    draw = torch.Generator().manual_seed(2)
+    for key, p in model.named_parameters():  # biases of the fused parameters and of the convolutions behind them
+        if key.endswith("bias"):
+            p.zero_()
+    fused = [one for one in assign(model) if fnmatch.fnmatchcase(one.name.removesuffix(".weight"), pattern)]
+    assert fused
+    if name == "gpt_oss":  # (up + 1)·gate·σ(α·gate): a gate of zero is the silent one
+        silent = 0
+
+    def put(one, make):
+        matrices = [make(i % count, matrix) for i, matrix in enumerate(one.spec.matrices(one.parameter))]
+        if one.spec.groups > 1:
+            one.spec.write(one.parameter, range(len(matrices)), matrices)
+        else:
+            for place, matrix in zip(one.spec.matrices(one.parameter), matrices, strict=True):
+                place.copy_(matrix)
+
+    before = model(tokens).logits
+    for one in fused:
+        put(one, lambda i, m: torch.zeros_like(m) if i == silent else m)
+    idle = model(tokens).logits
+    for one in fused:
+        put(one, lambda i, m: m if i == silent else torch.randn(m.shape, generator=draw) * m.std())
+    torch.testing.assert_close(model(tokens).logits, idle, rtol=0, atol=1e-6)
+    assert (idle - before).abs().max() > 1e-5, "it was not idle before"
+
+
+def test_recurrent_layers_have_a_matrix_for_each_gate():
+    for layer, gates in ((nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)):
+        found = {one.name: one for one in assign(nn.ModuleDict({"layer": layer(6, 10, num_layers=2, bidirectional=True)}))}
+        for name, one in found.items():
+            if "weight" in name:
+                assert (one.role, one.spec) == ("matrix", MatrixSpec(split=gates)), name
+
+
+class ConvNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3)
+        self.block = nn.Sequential(nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 24, 1), nn.Conv2d(24, 8, 3, groups=2))
+        self.squeeze = nn.Conv2d(8, 3, 1)
+        self.excite = nn.Conv2d(3, 8, 1)
+        self.pool = nn.Linear(8, 16)
+        self.out = nn.Linear(16, 10)
+
+
+def test_convolutions_are_matrices_but_the_first_and_depthwise_ones():
+    """Jordan's advice: filters flattened to (out, in·k·k); the first layer, the head and all else by AdamW."""
+    roles = {one.name: one.role for one in assign(ConvNet()) if one.parameter.ndim > 1}
+    assert roles == {
+        "stem.weight": "embedding", "block.0.weight": "vector", "block.1.weight": "matrix", "block.2.weight": "matrix",
+        "squeeze.weight": "matrix", "excite.weight": "matrix", "pool.weight": "matrix", "out.weight": "head",
+    }  # fmt: skip
+
+
+# -- heads ----------------------------------------------------------------------------------------------------------
+
+BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 96}
+HEADS = {
+    ("bert", "AutoModelForPreTraining"): ({**BERT, "max_position_embeddings": 32}, {"cls.seq_relationship"}),
+    ("bert", "AutoModel"): ({**BERT, "max_position_embeddings": 32}, set()),
+    ("bert", "AutoModelForSequenceClassification"): (BERT, {"classifier"}),
+    ("bert", "AutoModelForQuestionAnswering"): (BERT, {"qa_outputs"}),
+    ("roberta", "AutoModelForMaskedLM"): (BERT, set()),
+    ("roberta", "AutoModelForSequenceClassification"): (BERT, {"classifier.out_proj"}),
+    ("llama", "AutoModelForSequenceClassification"): ({**TINY, "intermediate_size": 48}, {"score"}),
+    ("gpt2", "AutoModelForSequenceClassification"): ({"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 96}, {"score"}),
+    ("bart", "AutoModelForSequenceClassification"): (
+        {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+         "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": 96},
+        {"classification_head.out_proj"},
+    ),
+    ("vit", "AutoModelForImageClassification"): ({**BERT, "image_size": 16, "patch_size": 8, "num_labels": 7}, {"classifier"}),
+    ("dinov2", "AutoModel"): ({**BERT, "image_size": 16, "patch_size": 8}, set()),
+    ("resnet", "AutoModelForImageClassification"): (
+        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}, {"classifier.1"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "task"), HEADS)
+def test_no_head_is_missed_and_no_hidden_layer_is_taken_for_one(kind, task):
+    options, expected = HEADS[kind, task]
+    with torch.device("meta"):
+        model = getattr(transformers, task).from_config(transformers.AutoConfig.for_model(kind, **options))
+    found = {one.name.removesuffix(".weight") for one in assign(model) if one.role == "head" and one.parameter.ndim > 1}
+    assert found == expected
+
+
+def test_an_unnamed_head_has_an_output_for_each_token_not_for_each_position():
+    model = nn.ModuleDict(
+        {"tokens": nn.Embedding(50, 16), "positions": nn.Embedding(16, 16), "up": nn.Linear(16, 32), "down": nn.Linear(32, 16)}
+    )
+    assert not [one.name for one in assign(model) if one.role == "head"]
+    model["say"] = nn.Linear(16, 50)
+    assert [one.name for one in assign(model) if one.role == "head" and one.parameter.ndim > 1] == ["say.weight"]
+
+
+# -- doubts ---------------------------------------------------------------------------------------------------------
+
+
+class Bank(nn.Module):
+    """A bank under a name that nobody knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts, self.up = nn.Parameter(torch.randn(4, 32, 16)), nn.Linear(16, 16)
+
+
+def test_a_plan_that_leaves_most_weights_out_is_doubted():
+    with pytest.warns(UserWarning, match=r"muon trains 11\.1 % of the weights between embeddings and head; the largest others: "):
+        muonlab.optimizer(Bank(), "muon")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        told = muonlab.optimizer(Bank(), "muon", roles={"experts": "matrix"}, specs={"experts": {"batch_dims": 1}})
+        muonlab.optimizer(Bank(), "muon", roles={"experts": "vector"})
+        muonlab.optimizer(Bank(), "adamw")
+        muonlab.optimizer(tiny("mixtral"), "muon")
+    assert next(row for row in told.plan if row.name == "experts").role == "matrix"
+
+
+def test_what_looks_fused_is_doubted_until_somebody_says_what_it_is():
+    model = nn.ModuleDict({f"attn_qkv_{i}": nn.Linear(16, 48) for i in range(3)})
+    with pytest.warns(UserWarning, match=r"attn_qkv_0\.weight \(48, 16\) looks like several matrices in one") as told:
+        muonlab.optimizer(model, "muon")
+    assert len(told) == 1, "one of a kind"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        muonlab.optimizer(model, "muon", specs={"*.weight": {"split": 3}})
+        muonlab.optimizer(model, "muon", specs={"*.weight": {"split": 1}})
+
+
+def test_a_frozen_model_is_doubted():
+    with pytest.warns(UserWarning, match="no parameter requires a gradient"):
+        muonlab.optimizer(nn.Linear(8, 8).requires_grad_(False), "muon")
