@@ -43,7 +43,7 @@ ZOO: dict[str, tuple[str, dict, dict]] = {
     "qwen3": ("qwen3", {**TINY, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}, LLAMA),
     "gemma2": ("gemma2", {**MOE, "tie_word_embeddings": True}, {k: v for k, v in LLAMA.items() if k != "lm_head.weight"}),
     "mixtral": ("mixtral", {**MOE, "num_local_experts": 4}, MIXTURE),
-    "qwen3_moe": ("qwen3_moe", {**MOE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "decoder_sparse_step": 1}, MIXTURE),
+    "qwen3_moe": ("qwen3_moe", {**MOE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}, MIXTURE),
     "olmoe": ("olmoe", {**MOE, "num_experts": 4, "num_experts_per_tok": 2}, MIXTURE),
     "qwen2_moe": (
         "qwen2_moe",
@@ -392,3 +392,68 @@ def test_what_looks_fused_is_doubted_until_somebody_says_what_it_is():
 def test_a_frozen_model_is_doubted():
     with pytest.warns(UserWarning, match="no parameter requires a gradient"):
         muonlab.optimizer(nn.Linear(8, 8).requires_grad_(False), "muon")
+
+
+# -- beside the table -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 8), (8, 4, 3, 3)])
+def test_the_drop_in_does_not_guess_what_more_dimensions_are(shape):
+    p = nn.Parameter(torch.randn(shape))
+    with pytest.raises(ValueError, match=r"w: expected a matrix, got shape .*a bank of matrices or a convolution.*batch_dims=1"):
+        muonlab.Muon([("w", p)])
+    with pytest.raises(ValueError, match=r"bias: expected a matrix, got shape \(3,\).*muonlab\.optimizer\(model, \"muon\"\)"):
+        muonlab.Muon([("bias", nn.Parameter(torch.zeros(3)))])
+    optimizer = muonlab.Muon([{"params": [p], "spec": MatrixSpec(batch_dims=len(shape) - 2)}])
+    assert optimizer.plan.rows[0].matrices.startswith(f"{p[..., 0, 0].numel()} × {shape[-2]}×{shape[-1]}")
+
+
+class Exempt(nn.Module):
+    """Says what is not decayed: as timm's models do, and by a mark on the parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.up, self.down = nn.Embedding(20, 8), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.down.weight._no_weight_decay = True
+
+    def no_weight_decay(self):
+        return {"tokens.weight", "not.there"}
+
+
+def test_what_a_model_exempts_from_decay_is_exempt_unless_the_caller_says_otherwise():
+    def decay(**options):
+        plan = muonlab.optimizer(Exempt(), "muon", lr=0.1, weight_decay=0.1, aux_lr=0.1, aux_weight_decay=0.1, **options).plan
+        return {row.name: round(row.decay, 6) for row in plan if row.name.endswith("weight")}
+
+    assert decay() == {"tokens.weight": 0.0, "up.weight": 0.01, "down.weight": 0.0}
+    assert decay(wd_mul={"down.*": 2.0}) == {"tokens.weight": 0.0, "up.weight": 0.01, "down.weight": 0.02}
+
+
+def test_the_plan_ends_with_the_shares():
+    plan = muonlab.optimizer(Exempt(), "muon").plan
+    assert sum(row.weights for row in plan) == sum(p.numel() for p in Exempt().parameters())
+    assert str(plan).splitlines()[-1] == "440 weights: 41.8 % by adamw, 58.2 % by muon"
+    frozen = Exempt()
+    frozen.tokens.requires_grad_(False)
+    assert "36.4 % by nobody (frozen)" in str(muonlab.optimizer(frozen, "muon").plan)
+
+
+@pytest.fixture(name="command")
+def _command(request):
+    return request.getfixturevalue("muonlab")
+
+
+def test_the_plan_of_any_model_of_transformers(command, tmp_path):
+    config = transformers.AutoConfig.for_model("mixtral", architectures=["MixtralForCausalLM"], num_hidden_layers=2)
+    config.save_pretrained(tmp_path)
+    for name in (tmp_path, tmp_path / "config.json"):
+        code, out, err = command("plan", "--hf", str(name))
+        assert code == 0, err
+        assert "model.layers.*.mlp.experts.gate_up_proj (×2)" in out
+        assert "8×28672×4096 = 16 × 14336×4096 (bank of 1 dim, split 2 along output)" in out
+        assert out.splitlines()[-1].endswith("% by muon")
+    for bad in (str(tmp_path / "none.json"), "no/such"):
+        code, out, err = command("plan", "--hf", bad)
+        assert (code, out) == (2, "")
+        assert f"--hf {bad}" in err
+    assert command("plan", "recipe.toml", "--hf", str(tmp_path))[0] == 2

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from muonlab.cli import app as application
-from muonlab.cli.app import Device, Ended, Json, app, positive, show
+from muonlab.cli.app import Device, Ended, Json, app, positive, say, show
 from muonlab.cli.asked import Asked
 from muonlab.errors import InputError, RunError
 
@@ -149,14 +149,26 @@ def _result_in_words(folder: Path, result: dict[str, Any]) -> str:
 
 
 @app.command
-def plan(recipe: Path | None = None, *, asked: Asked | None = None, json: Json = False) -> None:
+def plan(
+    recipe: Path | None = None,
+    *,
+    asked: Asked | None = None,
+    hf: Annotated[str | None, Parameter(help="any model of transformers: a config.json, its folder, or a name on the hub")] = None,
+    optimizer: Annotated[str, Parameter(help="with --hf: the optimizer of its matrices")] = "muon",
+    json: Json = False,
+) -> None:
     """Show what a recipe does to each parameter, and why: role, rule, effective learning rate and decay.
 
     Parameters
     ----------
     recipe:
-        A recipe file. It may be left out where --model names a preset.
+        A recipe file. It may be left out where --model names a preset, or --hf a model.
     """
+    if hf is not None:
+        if recipe is not None or asked is not None:
+            raise InputError("--hf: names a model of its own: leave out the recipe and its options")
+        _plan_of_hf(hf, optimizer, json)
+        return
     import torch
 
     from muonlab.data.corpus import vocab_size
@@ -176,6 +188,26 @@ def plan(recipe: Path | None = None, *, asked: Asked | None = None, json: Json =
         f"{size.flops_per_token / 1e6:,.1f} MFLOP a token, {loaded.train.steps * loaded.tokens_per_step:,} tokens"
     )
     show([vars(row) for row in found], json, lambda: f"{found}\n\n{summary}")
+
+
+def _plan_of_hf(name: str, optimizer: str, json: bool) -> None:
+    """On the meta device: no weights are needed, nor memory for them."""
+    import warnings
+
+    import muonlab
+    from muonlab.evaluate.hub_models import on_meta
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        module = on_meta(name)
+        told.clear()
+        try:
+            found = muonlab.optimizer(module, optimizer).plan
+        except ValueError as error:
+            raise InputError(f"--hf {name}: {error}") from None
+    for warning in told:
+        say(f"{warning.message}")
+    show([vars(row) for row in found], json, lambda: f"{type(module).__name__}\n{found}")
 
 
 @app.command

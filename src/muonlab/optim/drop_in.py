@@ -16,6 +16,12 @@ from muonlab.optim.optimizer import Optimizer
 from muonlab.optim.rules import MatrixRule
 from muonlab.optim.scaling import scaling_rule
 
+_WHOLE = 'muonlab.optimizer(model, "muon") routes a whole model'
+_REMEDY = {
+    False: f"give it to AdamW; {_WHOLE}",
+    True: "it may be a bank of matrices or a convolution; say which by the group's key spec, muonlab.MatrixSpec(batch_dims=1) or "
+    f"muonlab.MatrixSpec(); {_WHOLE}",
+}
 _RULE_KEYS = ("nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")
 
 
@@ -55,6 +61,16 @@ class Muon(Optimizer):
             ns_steps=ns_steps,
             adjust_lr_fn=adjust_lr_fn,
         )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; a group of others than 2-D parameters needs a `spec`, which torch's does not take."""
+        params = param_group["params"]
+        params = [params] if isinstance(params, Tensor) else list(params)
+        pairs = [one if isinstance(one, tuple) else (f"parameter {i}", one) for i, one in enumerate(params)]
+        for name, p in () if "spec" in param_group else pairs:
+            if isinstance(p, Tensor) and p.ndim != 2:
+                raise ValueError(f"{name}: expected a matrix, got shape {tuple(p.shape)}: {_REMEDY[p.ndim > 2]}")
+        super().add_param_group({**param_group, "params": params})
 
     def rule_of(self, group: dict[str, Any]) -> MatrixRule:
         nesterov, coefficients, eps, steps, adjust = (group[key] for key in _RULE_KEYS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from glob import escape
 from typing import Any
 
 from torch import nn
@@ -93,9 +94,17 @@ def optimizer(
                 "why": [a.why for a in members],
             }
         )
-    _multiply(groups, {"lr_mul": lr_mul or {}, "wd_mul": wd_mul or {}})
+    spared = undecayed(model, assignments)
+    _multiply(groups, {"lr_mul": lr_mul or {}, "wd_mul": {**dict.fromkeys(map(escape, spared), 0.0), **(wd_mul or {})}})
     rules: dict[str, UpdateRule] = {name: main, f"aux_{aux}": rest}
     return Optimizer(groups, rules, lr=lr, weight_decay=weight_decay, nonfinite=nonfinite, exact_bf16=exact_bf16)
+
+
+def undecayed(model: nn.Module, assignments: list[routing.Assignment]) -> list[str]:
+    """The parameters that a model exempts from weight decay: by timm's no_weight_decay(), or a mark `_no_weight_decay` on them."""
+    ask: Any = getattr(model, "no_weight_decay", None)
+    told: set[str] = set(ask()) if callable(ask) and not isinstance(ask, nn.Module) else set()
+    return [a.name for a in assignments if a.name in told or getattr(a.parameter, "_no_weight_decay", False)]
 
 
 def _multiply(groups: list[dict[str, Any]], multipliers: dict[str, Mapping[str, float]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -247,6 +248,8 @@ class Optimizer(torch.optim.Optimizer):
                         decay,
                         p.requires_grad,
                         seen,
+                        group.get("rule", next(iter(self.rules))).removeprefix("aux_"),
+                        len(member.which) * math.prod(shape),
                     )
                     rows.append(row)
         return Plan(rows)

@@ -18,6 +18,8 @@ class PlanRow:
     decay: float  # fraction of the weight that one step takes away: lr × lr_mul × weight_decay × wd_mul
     trains: bool  # requires_grad
     matrices: str = ""  # the logical matrices that it holds, where they are not the parameter itself
+    by: str = ""  # the name of its optimizer
+    weights: int = 0  # in these matrices
 
 
 class Plan:
@@ -57,4 +59,14 @@ class Plan:
         everything = [header, *table]
         widths = [max(len(line[i]) for line in everything) for i in range(len(header))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in everything]
-        return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+        return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:], "", self.summary()])
+
+    def summary(self) -> str:
+        """Which share of the weights each optimizer trains, and how much is frozen."""
+        total = sum(row.weights for row in self.rows)
+        shares: dict[str, int] = {}
+        for row in self.rows:
+            by = row.by if row.trains else "nobody (frozen)"
+            shares[by] = shares.get(by, 0) + row.weights
+        told = ", ".join(f"{100 * count / max(1, total):.1f} % by {by}" for by, count in shares.items())
+        return f"{total:,} weights: {told}"
