@@ -103,8 +103,8 @@ def optimizer(
 def undecayed(model: nn.Module, assignments: list[routing.Assignment]) -> list[str]:
     """The parameters that a model exempts from weight decay: by timm's no_weight_decay(), or a mark `_no_weight_decay` on them."""
     ask: Any = getattr(model, "no_weight_decay", None)
-    told: set[str] = set(ask()) if callable(ask) and not isinstance(ask, nn.Module) else set()
-    return [a.name for a in assignments if a.name in told or getattr(a.parameter, "_no_weight_decay", False)]
+    told: Any = ask() if callable(ask) and not isinstance(ask, nn.Module) else ()
+    return [a.name for a in assignments if a.name in set(told) or getattr(a.parameter, "_no_weight_decay", False)]
 
 
 def _multiply(groups: list[dict[str, Any]], multipliers: dict[str, Mapping[str, float]]) -> None:
