@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -61,11 +62,14 @@ class Optimizer(torch.optim.Optimizer):
         self._exact = exact_bf16
         self.rules: dict[str, UpdateRule] = dict(rules) if isinstance(rules, Mapping) else {"rule": rules}
         self._about: dict[Tensor, tuple[MatrixSpec, str, str]] = {}  # parameter -> spec, role, why
+        self._members: list[list[Tensor]] = []  # of each group, when it was last looked at
         self._stacks: list[Stack] | None = None
         self._idle: list[Tensor] = []  # parameters that have no stack yet: they never had a gradient
         self._lives: list[tuple[Live, list[Stack]]] = []  # the groups' scalars on their devices, for graphs
         self._given = {"lr": lr, "weight_decay": weight_decay, "lr_mul": 1.0, "wd_mul": 1.0, **scalars}
+        self._built = False
         super().__init__(params, dict(self._given))
+        self._built = True  # groups that come now were not routed
         # torch's OneCycleLR and CyclicLR look here for the momentum that they are to cycle
         self.defaults = {**next(iter(self.rules.values())).scalars(), **self.defaults}
 
@@ -88,7 +92,37 @@ class Optimizer(torch.optim.Optimizer):
     # -- groups -------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group (see the class). Raises before anything has changed if a value or a parameter does not fit."""
+        """Adds a group (see the class). Raises before anything has changed if a value or a parameter does not fit.
+
+        A group without a rule, beside others of a routed model, is routed by shape: matrices to the first rule, the rest to the
+        second. Parameters without names get some where the others have them.
+        """
+        for one in self._routed(param_group):
+            self._add(one)
+
+    def _routed(self, group: dict[str, Any]) -> list[dict[str, Any]]:
+        """The group, named, as one for each rule."""
+        params = group["params"]
+        if not self._built or "rule" in group or isinstance(params, set):
+            return [group]
+        params = [params] if isinstance(params, Tensor) else list(params)
+        if any(not isinstance(p, Tensor) for p in params):
+            return [{**group, "params": params}]
+        if "param_names" in self.param_groups[0]:
+            params = [(f"group{len(self.param_groups)}.param{j}", p) for j, p in enumerate(params)]
+        main, *others = self.rules
+        tensors = [p[1] if isinstance(p, tuple) else p for p in params]
+        if not others or not self.rules[main].matrices:
+            return [{**group, "params": params}]
+        sides = {main: [p.ndim == 2 for p in tensors], others[0]: [p.ndim != 2 for p in tensors]}
+        return [
+            {**group, "params": [p for p, here in zip(params, side) if here], "rule": rule, "why": "added later, by its shape"}
+            | {"role": "matrix" if rule == main else "vector"}
+            for rule, side in sides.items()
+            if any(side)
+        ]
+
+    def _add(self, param_group: dict[str, Any]) -> None:
         group = LiveGroup(param_group)
         spec, role, why = group.pop("spec", PLAIN), group.pop("role", "matrix"), group.pop("why", "given by the caller")
         for name, default in self._given.items():
@@ -108,6 +142,7 @@ class Optimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
         self._about |= about
+        self._members.append(list(group["params"]))
         self._stacks, self._lives = None, []
 
     # -- the step -----------------------------------------------------------------------------------------------
@@ -155,7 +190,7 @@ class Optimizer(torch.optim.Optimizer):
         """What is stepped together, with its state: built when a parameter got its first gradient, or somebody replaced a part of
         `self.state`."""
         stacks, state = self._stacks, self.state
-        fresh = any(p.grad is not None for p in self._idle)
+        fresh = any(p.grad is not None for p in self._idle) or self._exchanged()
         if stacks is None or fresh or any(self._outgrown(s) for s in stacks) or not all(s.current(state) for s in stacks):
             started = {
                 p
@@ -163,12 +198,31 @@ class Optimizer(torch.optim.Optimizer):
                 for p in group["params"]
                 if p.grad is not None or (p in state and has_state_of(self.rule_of(group), state[p]))
             }
+            self._adopt()
             self._stacks = stacks = build_stacks(self.param_groups, started, self.rule_of, self._spec, state, self._exact)
             self._idle = [p for group in self.param_groups for p in group["params"] if p not in started]
             self._lives = []
         if not self._lives and torch.cuda.is_initialized():
             graph.make_ready(self)  # before a capture, which can make nothing
         return stacks
+
+    def _exchanged(self) -> bool:
+        """Whether somebody put other tensors into the groups since the stacks were built: float32 masters, shards."""
+        groups = self.param_groups
+        return len(groups) != len(self._members) or not all(
+            len(group["params"]) == len(known) and all(map(operator.is_, group["params"], known))
+            for group, known in zip(groups, self._members)
+        )
+
+    def _adopt(self) -> None:
+        """What is known of a parameter is known of the tensor that stands at its place now."""
+        for g, group in enumerate(self.param_groups):
+            known = self._members[g] if g < len(self._members) else []
+            for j, p in enumerate(group["params"]):
+                if p not in self._about:
+                    before = self._about.get(known[j]) if j < len(known) else None
+                    self._about[p] = before or (PLAIN, "matrix" if self.rule_of(group).matrices else "vector", "put into its group")
+        self._members = [list(group["params"]) for group in self.param_groups]
 
     def _outgrown(self, stack: Stack) -> bool:
         """True once the group's scalars ask for state that the stack lacks: momentum where there was none."""
@@ -213,13 +267,14 @@ class Optimizer(torch.optim.Optimizer):
             hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("rules", "_given", "_about", "nonfinite", "_exact")
+        names = ("rules", "_given", "_about", "_members", "_built", "nonfinite", "_exact")
         kept = {"_stacks": None, "_idle": [], "_lives": [], "_left_out": self.skipped, "_missed": None}
         return super().__getstate__() | kept | {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # what a pickle of before these were there lacks
         before = {"_stacks": None, "_idle": [], "_lives": [], "_left_out": state.pop("skipped", 0), "_missed": None}
+        before |= {"_members": [], "_built": True}
         super().__setstate__(before | state)
         self.param_groups = [LiveGroup(group) for group in self.param_groups]
 
@@ -233,6 +288,8 @@ class Optimizer(torch.optim.Optimizer):
             rule = self.rule_of(group)
             names = group.get("param_names", [f"group{i}.param{j}" for j in range(len(group["params"]))])
             for j, (name, p) in enumerate(zip(names, group["params"], strict=True)):
+                if p not in self._about:
+                    self._adopt()
                 spec, role, why = self._about[p]
                 lr = float(group["lr"]) * at(group["lr_mul"], j)
                 decay = lr * float(group["weight_decay"]) * at(group["wd_mul"], j)
