@@ -76,3 +76,38 @@ def test_roles_are_those_of_the_model_inside_the_module():
     inside = {row.name: row.role for row in muonlab.optimizer(Tiny(), "muon").plan}
     outside = {row.name: row.role for row in muonlab.optimizer(Module("muon"), "muon").plan}
     assert outside == {f"tiny.{name}": role for name, role in inside.items()}
+
+
+class Unfreeze(lightning.pytorch.callbacks.BaseFinetuning):
+    """Trains the backbone from the second epoch on."""
+
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.tiny)
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.tiny, optimizer, lr=0.02)
+
+
+class Tuned(Module):
+    def __init__(self):
+        super().__init__("muon")
+        self.scale = torch.nn.Linear(4, 4)
+
+    def training_step(self, batch, _):
+        return loss_of(self.tiny, batch) + self.scale.weight.square().sum()
+
+    def configure_optimizers(self):
+        return muonlab.optimizer(torch.nn.ModuleDict({"scale": self.scale}), "muon", lr=0.05)
+
+
+def test_a_backbone_is_unfrozen_in_mid_training(tmp_path):
+    module = Tuned()
+    first = {name: p.detach().clone() for name, p in module.tiny.named_parameters()}
+    fit = trainer(tmp_path, 2)
+    fit.callbacks.append(Unfreeze())
+    fit.fit(module, data(3))
+    moved = [name for name, p in module.tiny.named_parameters() if not torch.equal(p.detach(), first[name])]
+    assert moved == list(first)
+    added = [row for row in fit.optimizers[0].plan if "group" in row.name]
+    assert {row.by for row in added} == {"muon", "adamw"}
