@@ -63,7 +63,7 @@ def optimizer_alone(model):
 
 def factory(model):
     """What is no Optimizer class, Trainer calls without arguments, and what comes back with the model and the options."""
-    return {"optimizer_cls_and_kwargs": (lambda: muonlab.optimizer, {"name": "normuon", "lr": 0.05, "weight_decay": 0.1})}
+    return {"optimizer_cls_and_kwargs": (muonlab.optimizer, {"name": "normuon", "lr": 0.05, "weight_decay": 0.1})}
 
 
 def class_on_trainers_groups(model):

@@ -26,7 +26,7 @@ AUX_LR = 3e-3  # AdamW on embeddings, head and vectors beside a Muon: modded-nan
 
 
 def optimizer(
-    model: nn.Module,
+    model: nn.Module | None = None,
     name: str = "muon",
     *,
     lr: float | None = None,
@@ -57,7 +57,12 @@ def optimizer(
     nonfinite, exact_bf16: see `Optimizer`. options: the variant's own (orthogonalizer, momentum, beta2, ...). Print `.plan` of
     the result to see what was decided, and why. Raises ValueError for unknown names, options and roles, and for patterns that
     match nothing.
+
+    Without any argument it returns itself: so does transformers' Trainer call what is no Optimizer class, before it gives the model
+    and the options: optimizer_cls_and_kwargs=(muonlab.optimizer, {"name": "muon", "lr": 0.02}).
     """
+    if model is None and name == "muon" and not options and lr is None:
+        return optimizer  # pyright: ignore[reportReturnType]
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a model (an nn.Module), got {type(model).__name__}; Optimizer takes parameters and groups")
     for what, patterns in (("roles", roles), ("specs", specs), ("lr_mul", lr_mul), ("wd_mul", wd_mul)):
