@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 import pytest
 import torch
 from torch import nn
 
 import muonlab
+from muonlab.optim.drop_in import ADJUSTMENTS, _rule
 
 
 def parameter(m=6, n=9, seed=0, dtype=torch.float32, device="cpu"):
@@ -97,3 +99,14 @@ def test_a_tiny_eps_leaves_zero_gradients_zero(eps, device):
     w.grad = torch.zeros(4, 4, device=device)
     muonlab.Muon([w], lr=0.1, weight_decay=0.0, eps=eps).step()
     assert torch.equal(w, torch.eye(4, device=device))
+
+
+def test_the_installed_torch_adjusts_rates_in_no_way_that_we_do_not_know():
+    """A newer torch may bring another one: this then says so."""
+    source = torch.optim._muon._adjust_lr
+    named = set(re.findall(r'== "(\w+)"', inspect.getsource(source)))
+    assert named <= set(ADJUSTMENTS)
+    for name in named:
+        for shape in ((8, 2), (2, 8), (5, 5)):
+            assert source(0.1, name, shape) == pytest.approx(0.1 * _rule(True, (1.0, 0.0, 0.0), 1e-7, 5, name).lr_factor(shape))
+    assert _rule(True, (1.0, 0.0, 0.0), 1e-7, 5, "spectral_unclamped").lr_factor((2, 8)) == 0.5

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 
 import pytest
 import torch
@@ -177,3 +179,24 @@ def test_frozen_parameters_are_never_touched(name, device):
     assert all(torch.is_tensor(optimizer.step(closure)) for _ in range(3))
     assert torch.equal(net[2].weight, kept)
     assert net[2].weight not in optimizer.state
+
+
+def test_steps_that_are_left_out_are_said_at_the_first_and_where_they_do_not_end():
+    p = nn.Parameter(torch.ones(4, 4))
+    optimizer = Optimizer([p], variant("muon").rule(), lr=0.1)
+
+    def steps(value, count):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for _ in range(count):
+                p.grad = torch.full((4, 4), value)
+                optimizer.step()
+        return [str(one.message).partition(":")[0] for one in told]
+
+    assert steps(1.0, 3) == []
+    assert steps(math.inf, 1) == ["a step was left out"]
+    assert steps(1.0, 1) == []
+    assert steps(math.nan, 9) == [], "nine are not ten"
+    assert steps(1.0, 1) == []
+    assert steps(math.nan, 25) == ["10 steps in a row were left out, so nothing is trained"]
+    assert optimizer.skipped == 35

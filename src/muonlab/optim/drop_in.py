@@ -16,6 +16,7 @@ from muonlab.optim.optimizer import Optimizer
 from muonlab.optim.rules import MatrixRule
 from muonlab.optim.scaling import scaling_rule
 
+ADJUSTMENTS = (None, "original", "match_rms_adamw", "spectral_unclamped")
 _WHOLE = 'muonlab.optimizer(model, "muon") routes a whole model'
 _REMEDY = {
     False: f"give it to AdamW; {_WHOLE}",
@@ -83,8 +84,8 @@ def _rule(nesterov: bool, coefficients: tuple[float, ...], eps: float, steps: in
         raise ValueError(f"expected ns_coefficients (a, b, c), got {len(coefficients)} numbers")
     if not 1 <= steps < 100:
         raise ValueError(f"expected 1 <= ns_steps < 100, got {steps}")
-    if adjust not in (None, "original", "match_rms_adamw"):
-        raise ValueError(f"expected adjust_lr_fn None, 'original' or 'match_rms_adamw', got {adjust!r}")
+    if adjust not in ADJUSTMENTS:
+        raise ValueError(f"expected adjust_lr_fn {', '.join(map(repr, ADJUSTMENTS[:-1]))} or {ADJUSTMENTS[-1]!r}, got {adjust!r}")
     a, b, c = coefficients
     return MatrixRule(
         momentum=Momentum(nesterov=nesterov),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ from muonlab.optim.rules import UpdateRule
 from muonlab.optim.stacks import Stack, apply_rule, at, build_stacks, fresh_state, has_state_of, members_of, state_names
 
 NONFINITE = ("skip", "raise", "ignore")
+
+_MANY = 10  # steps in a row that are left out
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -59,6 +62,7 @@ class Optimizer(torch.optim.Optimizer):
         self.nonfinite = choose("nonfinite", nonfinite, NONFINITE)
         self._left_out = 0  # steps, for a gradient that was not finite, that the host saw
         self._missed: Tensor | None = None  # those that only the device saw
+        self._in_a_row = 0
         self._exact = exact_bf16
         self.rules: dict[str, UpdateRule] = dict(rules) if isinstance(rules, Mapping) else {"rule": rules}
         self._about: dict[Tensor, tuple[MatrixSpec, str, str]] = {}  # parameter -> spec, role, why
@@ -176,8 +180,9 @@ class Optimizer(torch.optim.Optimizer):
             graph.step(self)
             return
         if not check_gradients(self.param_groups, self.nonfinite):
-            self._left_out += 1
+            self._leave_out()
             return
+        self._in_a_row = 0
         with scratch.active():
             for stack in self.current_stacks():
                 group = self.param_groups[stack.group]
@@ -185,6 +190,18 @@ class Optimizer(torch.optim.Optimizer):
                     lr = stack.scalar(group["lr"], group["lr_mul"], run)
                     weight_decay = stack.scalar(group["weight_decay"], group["wd_mul"], run)
                     apply_rule(self.rule_of(group), stack, run, lr, weight_decay, group)
+
+    def _leave_out(self) -> None:
+        """Counts a step that is not taken, and says so: the first, and when they do not end. (On a GPU the device alone knows.)"""
+        self._left_out += 1
+        self._in_a_row += 1
+        if self._left_out == 1:
+            warnings.warn("a step was left out: a gradient is not finite; opt.skipped counts them", UserWarning, stacklevel=4)
+        if self._in_a_row == _MANY:
+            remedy = (
+                "lower the learning rate, clip gradients, or look for the loss that is not finite (nonfinite='raise' names one)"
+            )
+            warnings.warn(f"{_MANY} steps in a row were left out, so nothing is trained: {remedy}", UserWarning, stacklevel=4)
 
     def current_stacks(self) -> list[Stack]:
         """What is stepped together, with its state: built when a parameter got its first gradient, or somebody replaced a part of
@@ -274,7 +291,7 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # what a pickle of before these were there lacks
         before = {"_stacks": None, "_idle": [], "_lives": [], "_left_out": state.pop("skipped", 0), "_missed": None}
-        before |= {"_members": [], "_built": True}
+        before |= {"_members": [], "_built": True, "_in_a_row": 0}
         super().__setstate__(before | state)
         self.param_groups = [LiveGroup(group) for group in self.param_groups]
 

@@ -24,6 +24,7 @@ _ALIASES = {
     "match_rms_adamw": "match_adamw_rms",  # torch.optim.Muon
     "rms_norm": "match_adamw_rms",  # dion
     "unit_rms_norm": "rms_to_rms",  # Emerging-Optimizers
+    "spectral_unclamped": "rms_to_rms",  # torch.optim.Muon, from 2.14 on
 }
 
 
