@@ -91,8 +91,8 @@ def _draw(panel: _Panel, shared: tuple[float, float] | None, used: list[str], wi
         means = [{"arm": arm.name, "mean": arm.summary.mean} for arm in results.arms if arm.summary is not None]
         layers.append(data(means).mark_tick(thickness=2, size=16).encode(x=alt.X("mean:Q", **x), y=y))
     if without := [{"arm": arm.name, "said": _without(arm)} for arm in results.arms if arm.summary is None]:
-        said = data(without).mark_text(align="left", fontStyle="italic").encode(x=alt.value(6), y=y, text="said:N")
-        layers.append(said)
+        text = data(without).mark_text(align="left", baseline="bottom", dy=-1, fontSize=11, fontStyle="italic")
+        layers.append(text.encode(x=alt.value(6), y=y, text="said:N"))
     heading = results.plan["name"] + (f": {metric_title(results)}" if with_metric else "")
     title = alt.TitleParams(text=heading, anchor="start", frame="group", fontSize=14, offset=6)
     height = len(names) * (32 if halved else 24)
@@ -122,7 +122,7 @@ def _padded(low: float, high: float) -> list[float]:
 def _without(arm: ArmResult) -> str:
     """Why an arm has no dots."""
     if arm.diverged:
-        return f"{arm.diverged} of {arm.planned} runs diverged, none finished"
+        return f"{arm.diverged} of {arm.planned} runs diverged"
     return "no finished run yet"
 
 
