@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts background jobs; tests send it to themselves
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     name = config.getoption("--device")
     try:
         if torch.device(name).index is not None:
