@@ -78,6 +78,17 @@ def test_a_group_that_is_added_later_is_named_and_routed():
         optimizer.add_param_group({"params": {nn.Parameter(torch.zeros(2, 2))}})
 
 
+def test_what_does_not_fit_leaves_nothing_behind():
+    optimizer = muonlab.optimizer(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8)), "muon")
+    vector = nn.Parameter(torch.zeros(3))
+    optimizer.add_param_group({"params": [vector]})
+    before = [list(group["params"]) for group in optimizer.param_groups]
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3, 3)), vector]})
+    now = [list(group["params"]) for group in optimizer.param_groups]
+    assert [list(map(id, params)) for params in now] == [list(map(id, params)) for params in before]
+
+
 def test_a_group_of_its_own_rule_stays_whole():
     optimizer = muonlab.optimizer(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8)), "muon")
     optimizer.add_param_group({"params": [("late", nn.Parameter(torch.zeros(3, 3)))], "rule": "aux_adamw"})

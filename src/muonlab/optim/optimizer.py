@@ -101,13 +101,18 @@ class Optimizer(torch.optim.Optimizer):
         A group without a rule, beside others of a routed model, is routed by shape: matrices to the first rule, the rest to the
         second. Parameters without names get some where the others have them.
         """
-        for one in self._routed(param_group):
-            self._add(one)
+        before = len(self.param_groups)
+        try:
+            for one in self._routed(param_group):
+                self._add(one)
+        except Exception:
+            del self.param_groups[before:], self._members[before:]
+            raise
 
     def _routed(self, group: dict[str, Any]) -> list[dict[str, Any]]:
         """The group, named, as one for each rule."""
         params = group["params"]
-        if not self._built or "rule" in group or isinstance(params, set):
+        if not self._built or {"rule", "role", "spec"} & group.keys() or isinstance(params, set):
             return [group]
         params = [params] if isinstance(params, Tensor) else list(params)
         if any(not isinstance(p, Tensor) for p in params):
@@ -115,10 +120,10 @@ class Optimizer(torch.optim.Optimizer):
         if "param_names" in self.param_groups[0]:
             params = [(f"group{len(self.param_groups)}.param{j}", p) for j, p in enumerate(params)]
         main, *others = self.rules
-        tensors = [p[1] if isinstance(p, tuple) else p for p in params]
+        matrices = [t.ndim == 2 and 1 not in t.shape for t in (p[1] if isinstance(p, tuple) else p for p in params)]
         if not others or not self.rules[main].matrices:
             return [{**group, "params": params}]
-        sides = {main: [p.ndim == 2 for p in tensors], others[0]: [p.ndim != 2 for p in tensors]}
+        sides = {main: matrices, others[0]: [not matrix for matrix in matrices]}
         return [
             {**group, "params": [p for p, here in zip(params, side) if here], "rule": rule, "why": "added later, by its shape"}
             | {"role": "matrix" if rule == main else "vector"}
