@@ -83,8 +83,8 @@ def prepare(
         made = prepare_data(plan, out, on_progress=display.update, say=display.say)
     seen = {str(folder): shared(made, other) for folder, other in others.items()}
     for folder, count in seen.items():
-        if words := in_words(count, "rows"):
-            say(f"{out}: {words.replace('training rows', f'rows of {folder}')}")
+        if words := in_words(count, "rows", f"rows of {folder}"):
+            say(f"{out}: {words}")
     show({"folder": str(out), **made.manifest, **({"seen": seen} if seen else {})}, json, lambda: "\n".join(_summary(made)))
 
 

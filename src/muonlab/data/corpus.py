@@ -265,7 +265,7 @@ def _seen(made: list[Prepared], held: list[Prepared]) -> dict[str, Any]:
     if not held or not all(folder.begins for folder in (*made, *held)):
         return {}
     trained = [keys for folder in made for keys in folder.prompts("train")]
-    tested = [keys for folder in held for split in SPLITS for keys in folder.prompts(split)]
+    tested = [keys for folder in held for keys in folder.prompts(*SPLITS)]
     return {"seen": overlap.counted(tested, trained)}
 
 

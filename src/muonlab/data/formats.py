@@ -8,7 +8,7 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar
 
@@ -81,7 +81,7 @@ class DataFile:
         """A text's blocks after number `skip`: the block's text, and whether the file ends there. Without a byte order mark."""
         return self._readable(lambda: itertools.islice(_blocks(self), skip, None))
 
-    def documents(self, skip: int, end: int, before: Sequence[Path], after: Sequence[Path]) -> Numbered[np.ndarray]:
+    def documents(self, skip: int, end: int, before: Iterable[Path], after: Iterable[Path]) -> Numbered[np.ndarray]:
         """The documents after number `skip` that begin in this token shard, of a stream of shards: see shards.documents."""
         return self._readable(lambda: itertools.islice(enumerate(documents(self.path, end, before, after), 1), skip, None))
 
@@ -117,20 +117,22 @@ class DataFile:
             raise InputError(f"{self.path}: cannot be read: {error.strerror or error}") from None
 
 
-def neighbours(sources: Sequence[object], at: int) -> tuple[list[Path], list[Path]]:
-    """The token shards before and after the shard `at` that are one stream with it, in their order."""
+def neighbours(sources: Sequence[Any], at: int) -> tuple[Iterator[Path], Iterator[Path]]:
+    """The token shards before and after the shard `at` that are one stream with it, the nearest first, found when asked for."""
 
-    def is_stream(i: int) -> bool:  # sources i and i + 1
-        a, b = sources[i : i + 2]
-        return isinstance(a, DataFile) and isinstance(b, DataFile) and a.kind == b.kind == "bin" and follows(a.path, b.path)
+    def along(step: int) -> Iterator[Path]:
+        i = at
+        while 0 <= i + step < len(sources) and _one_stream(*(sources[j] for j in sorted((i, i + step)))):
+            i += step
+            yield sources[i].path
 
-    first = last = at
-    while first and is_stream(first - 1):
-        first -= 1
-    while last + 1 < len(sources) and is_stream(last):
-        last += 1
-    paths = [source.path for source in sources[first : last + 1] if isinstance(source, DataFile)]
-    return paths[: at - first], paths[at - first + 1 :]
+    return along(-1), along(1)
+
+
+def _one_stream(first: object, second: object) -> bool:
+    if not isinstance(first, DataFile) or not isinstance(second, DataFile):
+        return False
+    return first.kind == second.kind == "bin" and follows(first.path, second.path)
 
 
 # -- JSON -----------------------------------------------------------------------------------------------------------

@@ -39,11 +39,11 @@ def shared(rows: Prepared, others: Prepared) -> dict[str, int]:
     for folder in (rows, others):
         if not folder.begins:
             raise InputError(f"{folder.folder}: prepared by an older muonlab, without the keys of prompts: prepare it again")
-    return counted(*([keys for split in SPLITS for keys in folder.prompts(split)] for folder in (rows, others)))
+    return counted(rows.prompts(*SPLITS), others.prompts(*SPLITS))
 
 
-def in_words(seen: Mapping[str, Any] | None, what: str = "validation rows") -> str:
+def in_words(seen: Mapping[str, Any] | None, what: str = "validation rows", whose: str = "training rows") -> str:
     """ "60 of 144 validation rows are training rows"; nothing where none are, or nobody counted."""
     if not seen or not seen["rows"]:
         return ""
-    return f"{seen['rows']:,} of {seen['of']:,} {what} are training rows (the same prompt, letter case and white space aside)"
+    return f"{seen['rows']:,} of {seen['of']:,} {what} are {whose} (the same prompt, letter case and white space aside)"

@@ -78,12 +78,12 @@ class Prepared:
         """Whether documents begin with the token that ends one; those that an older muonlab prepared do not."""
         return self.manifest.get("begins", False)
 
-    def prompts(self, split: str) -> list[NDArray[np.uint64]]:
+    def prompts(self, *splits: str) -> list[NDArray[np.uint64]]:
         """The keys (examples.prompt_key) of the documents' prompts, by shards; none where an older muonlab prepared the folder."""
-        if f"{split}-00000.prompts" not in self.manifest["files"]:
+        if not self.begins:  # both came with one form
             return []
-        shards = enumerate(self.manifest[split]["shards"])
-        return [np.memmap(self._file(split, i, "prompts"), "<u8", "r", shape=(shard["documents"],)) for i, shard in shards]
+        shards = [(split, i, shard) for split in splits for i, shard in enumerate(self.manifest[split]["shards"])]
+        return [np.memmap(self._file(split, i, "prompts"), "<u8", "r", shape=(shard["documents"],)) for split, i, shard in shards]
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ def read_shard(path: str | Path) -> Tokens:
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
 
 
-def documents(path: Path, end: int, before: Sequence[Path] = (), after: Sequence[Path] = ()) -> Iterator[Tokens]:
+def documents(path: Path, end: int, before: Iterable[Path] = (), after: Iterable[Path] = ()) -> Iterator[Tokens]:
     """The documents that begin in a shard of a stream of shards: (N,) uint16 each, beginning with `end`, and ending with it if
     that is known.
 
@@ -52,7 +52,7 @@ def documents(path: Path, end: int, before: Sequence[Path] = (), after: Sequence
         raise InputError(
             f"{path}: expected a --tokenizer whose end of a document is below 65,536, as a shard's tokens are, got {end}"
         )
-    earlier = next((shard for shard in map(read_shard, reversed(before)) if len(shard)), None)
+    earlier = next((shard for shard in map(read_shard, before) if len(shard)), None)
     begins = 0 if earlier is None or earlier[-1] == end else None  # where the inner tokens of a document begin
     for here in range(0, len(tokens), _AT_A_TIME):
         for at in map(int, here + np.flatnonzero(tokens[here : here + _AT_A_TIME] == end)):
@@ -69,7 +69,7 @@ def _from(tokens: Tokens, begins: int, end: int) -> Tokens:
     return tokens[begins - 1 :] if begins else np.concatenate([np.array([end], tokens.dtype), tokens])
 
 
-def _rest(shards: Sequence[Path], end: int) -> Iterator[Tokens]:
+def _rest(shards: Iterable[Path], end: int) -> Iterator[Tokens]:
     """What the shards go on with, up to the first `end`, which is the last token then."""
     size = 0
     for path in shards:

@@ -155,6 +155,10 @@ class TextGenerator:
             tokens = self.tokenizer.encode(text).tolist()
         except UnicodeEncodeError:
             raise InputError(f"expected a prompt of Unicode text, got {text[:60]!r}") from None
+        return self.begun(tokens)
+
+    def begun(self, tokens: list[int]) -> list[int]:
+        """Tokens as a document begins."""
         return [self.tokenizer.end, *tokens] if self.begins or not tokens else tokens
 
     def _write(self, rows: list[_Row], temperature: float, top_p: float, look: Callable[[], None] = lambda: None) -> None:

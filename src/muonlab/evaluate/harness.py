@@ -87,7 +87,7 @@ class HarnessModel(_api.TemplateLM):
     def _loglikelihood_tokens(self, requests: Sequence[Any], disable_tqdm: bool = False, **_: Any) -> list[tuple[float, bool]]:
         pairs = []
         for _texts, before, after in requests:
-            before = self._begun(before)
+            before = self.writer.begun(before)  # a context of spaces alone is empty: they go to the answer
             self.truncated += len(before) + len(after) > self.max_length + 1
             pairs.append((before, after))
         found = [(one.log_likelihood, one.greedy) for one in score(self.run, pairs, batch=self.batch)]
@@ -107,13 +107,9 @@ class HarnessModel(_api.TemplateLM):
             "stop": tuple(given["until"]),
         }
 
-    def _begun(self, context: list[int]) -> list[int]:
-        """The context as a document begins. (One of spaces alone is empty: they go to the answer.)"""
-        return [self.eot_token_id, *context] if self.run.begins or not context else context
-
     def _with_room(self, prompt: str, wanted: int) -> list[int]:
         """The prompt's tokens, but for the first ones where the answer would find no room; at least half a context stays."""
-        tokens = self._begun(self.tok_encode(prompt))
+        tokens = self.writer.begun(self.tok_encode(prompt))
         room = max(self.max_length - wanted, self.max_length // 2)
         self.truncated += len(tokens) > room
         return tokens[-room:]

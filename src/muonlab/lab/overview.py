@@ -15,12 +15,11 @@ from muonlab.files import write_atomically
 from muonlab.lab import charts, render
 from muonlab.lab.arm_tables import between, table
 from muonlab.lab.audit import Audit, audit
-from muonlab.lab.charts.packing import packed
 from muonlab.lab.charts.several import every_final, standing
 from muonlab.lab.charts.style import level
 from muonlab.lab.collection import collect, is_collection
 from muonlab.lab.findings import answer, verdicts
-from muonlab.lab.report import TEMPLATES, write_report
+from muonlab.lab.report import TEMPLATES, page_charts, write_report
 from muonlab.lab.results import ArmResult, Results, compute, plain
 from muonlab.lab.store import Sweep, load_sweep
 
@@ -108,7 +107,7 @@ def write_overview(directories: list[Path], out: Path) -> tuple[Path, list[Entry
             out.mkdir(parents=True, exist_ok=True)
             notes = [_report(entry) for entry in entries]
             figures = {"format": 1, "sweeps": [_figures(entry, out, said) for entry, said in zip(entries, notes, strict=True)]}
-            page = _page(entries, figures["sweeps"], drawn, bundle.text() if drawn else "")
+            page = _page(entries, figures["sweeps"], drawn, page_charts(drawn, bundle))
         write_atomically(out / FIGURES, json.dumps(figures, indent=1, allow_nan=False) + "\n")
         write_atomically(out / PAGE, page)
     except OSError as error:
@@ -232,8 +231,7 @@ def remarks(entries: list[Entry]) -> list[str]:
     return found
 
 
-def _page(entries: list[Entry], figures: list[dict[str, Any]], drawn: list[charts.Chart], libraries: str) -> str:
-    specs, numbers = packed([chart.spec("container") for chart in drawn])
+def _page(entries: list[Entry], figures: list[dict[str, Any]], drawn: list[charts.Chart], interactive: dict[str, Any]) -> str:
     header, rows = overview(entries)
     done = sum(entry.complete for entry in entries)
     return TEMPLATES.get_template("sweeps.html.j2").render(
@@ -243,8 +241,5 @@ def _page(entries: list[Entry], figures: list[dict[str, Any]], drawn: list[chart
         sweeps=[one | {"cells": cells} for one, cells in zip(figures, rows, strict=True)],
         notes=remarks(entries),
         charts=drawn,
-        specs=specs,
-        numbers=numbers,
-        themes={mode: charts.theme(mode) for mode in ("light", "dark")},
-        bundle=libraries,
+        **interactive,
     )

@@ -64,18 +64,21 @@ def write_report(
             _pictures(drawn, target, svg)
             _tables(results, target, parquet, curves)
             content = _content(results, drawn)
-            specs, numbers = packed([chart.spec("container") for chart in drawn])
-            themes = {mode: charts.theme(mode) for mode in ("light", "dark")}
-            libraries = bundle.text() if drawn else ""
-        page = TEMPLATES.get_template("report.html.j2").render(
-            **content, specs=specs, numbers=numbers, themes=themes, bundle=libraries
-        )
+            interactive = page_charts(drawn, bundle)
+        page = TEMPLATES.get_template("report.html.j2").render(**content, **interactive)
         write_atomically(target / "report.md", TEMPLATES.get_template("report.md.j2").render(**content))
         write_atomically(target / "results.json", json.dumps(as_json(results), indent=1, allow_nan=False) + "\n")
         write_atomically(target / "report.html", page)
     except OSError as error:
         raise InputError(f"{target}: the report cannot be written: {error.strerror}; choose another folder with --out") from None
     return target / "report.html", results
+
+
+def page_charts(drawn: list[charts.Chart], bundle: render.Bundle) -> dict[str, Any]:
+    """What page.html.j2 needs to draw charts in a browser."""
+    specs, numbers = packed([chart.spec("container") for chart in drawn])
+    themes = {mode: charts.theme(mode) for mode in ("light", "dark")}
+    return {"specs": specs, "numbers": numbers, "themes": themes, "bundle": bundle.text() if drawn else ""}
 
 
 def _pictures(drawn: list[charts.Chart], target: Path, svg: bool) -> None:

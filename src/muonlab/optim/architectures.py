@@ -16,8 +16,9 @@ from muonlab.optim.matrices import MatrixSpec
 
 Layout = Callable[[Any, nn.Parameter], MatrixSpec]  # (the module of that class, the parameter) -> how it is stored
 
-# What wrappers put into a path: adapters of peft, checkpointing, compiling, sharding.
-_WRAPPERS = ("base_layer", "original_module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+# What wrappers put into a path: compiling and checkpointing, into the names of parameters, too; adapters of peft and sharding.
+_PASSING = ("_orig_mod", "_checkpoint_wrapped_module")
+_WRAPPERS = (*_PASSING, "base_layer", "original_module", "_fsdp_wrapped_module")
 
 
 class Known(NamedTuple):
@@ -30,8 +31,13 @@ class Known(NamedTuple):
     why: str
 
 
+def plain_name(name: str) -> str:
+    """A parameter's name without what torch.compile and activation checkpointing put into it."""
+    return ".".join(part for part in name.split(".") if part not in _PASSING)
+
+
 def plain_path(path: str) -> str:
-    """A path without what wrappers put into it."""
+    """A path without what any wrapper puts into it: as the architecture wrote it."""
     parts: list[str] = []
     for part in path.split("."):
         if parts and parts[-1] == "modules_to_save":  # the adapter's name
@@ -60,10 +66,6 @@ def _blocks(count: int) -> Layout:
 def _by_head(heads: Callable[[Any], int]) -> Layout:
     """[q1 k1 v1 q2 k2 v2 …]."""
     return lambda m, p: MatrixSpec(groups=heads(m), split=3)
-
-
-def _config_heads(m: Any) -> int:
-    return m.config.num_attention_heads
 
 
 def _falcon(m: Any, p: nn.Parameter) -> MatrixSpec:
@@ -135,25 +137,21 @@ KNOWN = (
     Known("*MoA", "input_linear.weight", "matrix", _bank(), "bank of experts"),
     Known("*ParallelExperts", "weight", "matrix", _bank(), "bank of experts"),
     # queries, keys and values in one
-    Known("GPTNeoX*Attention", "query_key_value.weight", None, _by_head(_config_heads), "q, k, v by head"),
+    Known("GPTNeoX*Attention", "query_key_value.weight", None, _by_head(lambda m: m.config.num_attention_heads), "q, k, v by head"),
     Known("BloomAttention", "query_key_value.weight", None, _by_head(lambda m: m.num_heads), "q, k, v by head"),
     Known("PersimmonAttention", "query_key_value.weight", None, _by_head(lambda m: m.num_heads), "q, k, v by head"),
-    Known("FalconAttention", "query_key_value.weight", None, _falcon, "q, k, v"),
-    Known("FalconFlashAttention2", "query_key_value.weight", None, _falcon, "q, k, v"),
-    Known("MptAttention", "Wqkv.weight", None, _blocks(3), "q, k, v"),
-    Known("ModernBert*Attention", "Wqkv.weight", None, _blocks(3), "q, k, v"),
+    Known("Falcon*Attention*", "query_key_value.weight", None, _falcon, "q, k, v"),
     Known("Phi3Attention", "qkv_proj.weight", None, _phi3, "q, k, v"),
     Known("Phi4MultimodalAttention", "qkv_proj.weight", None, _phi3, "q, k, v"),
     Known("MiniMaxLightningAttention", "qkv_proj.weight", None, _by_head(lambda m: m.num_attention_heads), "q, k, v by head"),
     Known("CodeGenAttention", "qkv_proj.weight", None, lambda m, p: MatrixSpec(groups=4, split=3), "q, v, k in four groups"),
     Known("GPTBigCodeAttention", "c_attn.weight", None, _bigcode, "q, k, v"),
-    Known("GPT2Attention", "c_attn.weight", None, _conv1d, "q, k, v, stored (in, out)"),
-    Known("DecisionTransformerGPT2Attention", "c_attn.weight", None, _conv1d, "q, k, v, stored (in, out)"),
+    Known("*GPT2Attention", "c_attn.weight", None, _conv1d, "q, k, v, stored (in, out)"),
     Known("ImageGPTAttention", "c_attn.weight", None, _conv1d, "q, k, v, stored (in, out)"),
     Known("Qwen3NextGatedDeltaNet", "in_proj_qkvz.weight", None, _qkvz, "q, k, v, z by head"),
     Known("Qwen3NextGatedDeltaNet", "in_proj_ba.weight", None, _ba, "b, a by head"),
     Known("*", "qkv.weight", None, _thirds, "q, k, v"),  # timm, torchvision's Swin, Qwen2-VL
-    Known("*", "Wqkv.weight", None, _thirds, "q, k, v"),
+    Known("*", "Wqkv.weight", None, _thirds, "q, k, v"),  # MPT, ModernBERT
     # gate and up in one
     Known("*", "gate_up_proj.weight", None, _blocks(2), "gate and up"),
     Known("ModernBert*MLP", "Wi.weight", None, _blocks(2), "input and gate"),

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from muonlab.optim.plan import kind_of
+
 if TYPE_CHECKING:
     from muonlab.optim.routing import Assignment
 
@@ -30,7 +32,7 @@ def doubts(name: str, found: Sequence[Assignment]) -> list[str]:
         )
     said += [
         f"{one.name} {tuple(one.parameter.shape)} looks like several matrices in one, and is trained as one: say how they are "
-        f"stored with specs={{{_pattern(one.name)!r}: {{'split': ...}}}}, or {{'split': 1}} if it is one"
+        f"stored with specs={{{kind_of(one.name)!r}: {{'split': ...}}}}, or {{'split': 1}} if it is one"
         for one in _fused(inner)
     ]
     return said
@@ -48,9 +50,5 @@ def _fused(inner: Sequence[Assignment]) -> list[Assignment]:
             continue
         rows, columns = one.spec.shapes(one.parameter)[0]
         if rows in (2 * columns, 3 * columns):
-            kinds.setdefault(_pattern(one.name), one)
+            kinds.setdefault(kind_of(one.name), one)
     return list(kinds.values())
-
-
-def _pattern(name: str) -> str:
-    return re.sub(r"\d+", "*", name)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from muonlab.optim.coefficients import KELLER
 from muonlab.optim.decay import ParamDecay
+from muonlab.optim.matrices import MatrixSpec
 from muonlab.optim.momentum import Momentum
 from muonlab.optim.newton_schulz import NewtonSchulz
 from muonlab.optim.optimizer import Optimizer
-from muonlab.optim.rules import MatrixRule
+from muonlab.optim.rules import MatrixRule, UpdateRule
 from muonlab.optim.scaling import scaling_rule
 
 ADJUSTMENTS = (None, "original", "match_rms_adamw", "spectral_unclamped")
@@ -63,15 +64,11 @@ class Muon(Optimizer):
             adjust_lr_fn=adjust_lr_fn,
         )
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; a group of others than 2-D parameters needs a `spec`, which torch's does not take."""
-        params = param_group["params"]
-        params = [params] if isinstance(params, Tensor) else list(params)
-        pairs = [one if isinstance(one, tuple) else (f"parameter {i}", one) for i, one in enumerate(params)]
-        for name, p in () if "spec" in param_group else pairs:
-            if isinstance(p, Tensor) and p.ndim != 2:
-                raise ValueError(f"{name}: expected a matrix, got shape {tuple(p.shape)}: {_REMEDY[p.ndim > 2]}")
-        super().add_param_group({**param_group, "params": params})
+    def _check(self, name: str, p: Tensor, rule: UpdateRule, spec: MatrixSpec | None) -> None:
+        """As torch's: matrices alone. Others need a `spec`, which torch's does not take."""
+        if spec is None and p.ndim != 2:
+            raise ValueError(f"{name}: expected a matrix, got shape {tuple(p.shape)}: {_REMEDY[p.ndim > 2]}")
+        super()._check(name, p, rule, spec)
 
     def rule_of(self, group: dict[str, Any]) -> MatrixRule:
         nesterov, coefficients, eps, steps, adjust = (group[key] for key in _RULE_KEYS)

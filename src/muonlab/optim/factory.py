@@ -107,9 +107,9 @@ def optimizer(
 
 def undecayed(model: nn.Module, assignments: list[routing.Assignment]) -> list[str]:
     """The parameters that a model exempts from weight decay: by timm's no_weight_decay(), or a mark `_no_weight_decay` on them."""
-    ask: Any = getattr(model, "no_weight_decay", None)
-    told: Any = ask() if callable(ask) and not isinstance(ask, nn.Module) else ()
-    return [a.name for a in assignments if a.name in set(told) or getattr(a.parameter, "_no_weight_decay", False)]
+    ask = routing.own_method(model, "no_weight_decay")
+    told = set(ask()) if ask is not None else set()
+    return [a.name for a in assignments if a.name in told or getattr(a.parameter, "_no_weight_decay", False)]
 
 
 def _multiply(groups: list[dict[str, Any]], multipliers: dict[str, Mapping[str, float]]) -> None:

@@ -133,26 +133,26 @@ class Optimizer(torch.optim.Optimizer):
 
     def _add(self, param_group: dict[str, Any]) -> None:
         group = LiveGroup(param_group)
-        spec, role, why = group.pop("spec", PLAIN), group.pop("role", "matrix"), group.pop("why", "given by the caller")
+        spec, role, why = group.pop("spec", None), group.pop("role", "matrix"), group.pop("why", "given by the caller")
         for name, default in self._given.items():
             group.setdefault(name, default)
         rule = self.rule_of(group)
         for name, initial in rule.scalars().items():
             group.setdefault(name, initial)
         super().add_param_group(group)
-        try:
-            check_scalars(group)
-            whys = why if isinstance(why, list) else [why] * len(group["params"])
-            about = {p: (spec, role, w) for p, w in zip(group["params"], whys, strict=True)}
-            names = group.get("param_names", [f"shape {tuple(p.shape)}" for p in group["params"]])
-            for name, p in zip(names, group["params"], strict=True):
-                check_parameter(name, p, rule, spec)
-        except Exception:
-            self.param_groups.pop()
-            raise
+        check_scalars(group)
+        whys = why if isinstance(why, list) else [why] * len(group["params"])
+        about = {p: (spec or PLAIN, role, w) for p, w in zip(group["params"], whys, strict=True)}
+        names = group.get("param_names", [f"shape {tuple(p.shape)}" for p in group["params"]])
+        for name, p in zip(names, group["params"], strict=True):
+            self._check(name, p, rule, spec)
         self._about |= about
         self._members.append(list(group["params"]))
         self._stacks, self._lives = None, []
+
+    def _check(self, name: str, p: Tensor, rule: UpdateRule, spec: MatrixSpec | None) -> None:
+        """Raises ValueError for a parameter that its rule cannot train. spec: None where nobody gave one."""
+        check_parameter(name, p, rule, spec or PLAIN)
 
     # -- the step -----------------------------------------------------------------------------------------------
 

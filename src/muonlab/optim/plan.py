@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 
+def kind_of(name: str) -> str:
+    """A shell pattern of the parameters that differ from this one in numbers only: those of other layers."""
+    return re.sub(r"\d+", "*", name)
+
+
 @dataclass(frozen=True)
 class PlanRow:
     name: str
@@ -38,8 +43,9 @@ class Plan:
         """(label, first row of its kind) for every kind of row."""
         kinds: dict[tuple, list[PlanRow]] = {}
         for row in self.rows:
-            template = re.sub(r"\d+", "*", row.name)
-            kinds.setdefault((template, row.shape, row.role, row.rule, row.lr, row.decay, row.trains, row.matrices), []).append(row)
+            kinds.setdefault(
+                (kind_of(row.name), row.shape, row.role, row.rule, row.lr, row.decay, row.trains, row.matrices), []
+            ).append(row)
         return [(rows[0].name if len(rows) == 1 else f"{key[0]} (×{len(rows)})", rows[0]) for key, rows in kinds.items()]
 
     def __str__(self) -> str:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from muonlab.names import choose
-from muonlab.optim.architectures import Known, plain_path
+from muonlab.optim.architectures import Known, plain_name, plain_path
 from muonlab.optim.architectures import known as known_of
 from muonlab.optim.ends import first_layers, heads_of
 from muonlab.optim.matrices import PLAIN, MatrixSpec
@@ -76,17 +76,17 @@ def assign(
     return found
 
 
-def plain_name(name: str) -> str:
-    """A parameter's name without what torch.compile and activation checkpointing put into it."""
-    return ".".join(part for part in name.split(".") if part not in ("_orig_mod", "_checkpoint_wrapped_module"))
+def own_method(model: nn.Module, name: str) -> Callable[[], Any] | None:
+    """The model's method of that name, by which it says something. A submodule, a list or a number of that name is none."""
+    found = getattr(model, name, None)
+    return found if callable(found) and not isinstance(found, nn.Module) else None
 
 
 def _declared(model: nn.Module, what: str) -> Mapping[str, Any]:
-    """What the model says by a method of that name. A submodule, a list or a number of that name says something else."""
-    declared = getattr(model, what, None)
-    if not callable(declared) or isinstance(declared, nn.Module):
+    ask = own_method(model, what)
+    if ask is None:
         return {}
-    found = declared()
+    found = ask()
     if not isinstance(found, Mapping):
         raise TypeError(f"{type(model).__name__}.{what}(): expected a mapping {{pattern: ...}}, got {found!r}")
     return found
