@@ -49,6 +49,7 @@ def prepare(optimizer: Optimizer) -> None:
         if _waits(stack):
             raise RuntimeError(f"{stack.rule.describe()} cannot be in a graph: {_waits(stack)}")
         precision.settle(stack.kind[1].type)
+        stack.shared.pin()
     for live, _ in optimizer._lives:
         live.check()
 
@@ -97,15 +98,17 @@ def step(optimizer: Optimizer) -> None:
         assert optimizer._missed is not None
         taken = _all_finite(optimizer._lives, optimizer._missed.device)
         optimizer._missed.add_(~taken)
+    gathered = not torch.compiler.is_compiling() and not being_made()  # who has a gradient is another matter in each step
     with scratch.active():
         for live, stacks in optimizer._lives:
             assert not live.stale
             here = None if taken is None else taken.to(live.values.device)
             scalars = live.read(here)
             for stack in stacks:
-                for run in stack.runs():
-                    lr, weight_decay = (stack.live_scalar(name, scalars, run) for name in ("lr", "weight_decay"))
-                    apply_rule(stack.rule, stack, run, lr, weight_decay, scalars, here)
+                for run in stack.runs(gathered=gathered):
+                    rows = stack.rows(run)
+                    lr, weight_decay = (stack.live_scalar(name, scalars, rows) for name in ("lr", "weight_decay"))
+                    apply_rule(stack.rule, stack, run, rows, lr, weight_decay, scalars, here)
 
 
 def _all_finite(lives: list[tuple[Live, list[Stack]]], device: torch.device) -> Tensor:

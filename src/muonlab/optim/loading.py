@@ -108,6 +108,8 @@ def _merge(saved_groups: list[dict[str, Any]], group: dict[str, Any]) -> dict[st
 
 def _checked(optimizer: Optimizer, p: Tensor, rule: Any, entry: dict[str, Any]) -> dict[str, Tensor]:
     expected = {}
+    if isinstance(entry.get("step"), int | float):  # MuonWithAuxAdam's and old torch's Adam count in numbers
+        entry = {**entry, "step": torch.tensor(float(entry["step"]))}
     for shape, member in members_of(p, 0, rule, optimizer._spec(p)):
         like = state_like(member, shape, rule, optimizer._exact, device="meta")
         expected |= {k: v.shape for k, v in like.items()}

@@ -191,10 +191,10 @@ class Optimizer(torch.optim.Optimizer):
         with scratch.active():
             for stack in self.current_stacks():
                 group = self.param_groups[stack.group]
-                for run in stack.runs():
+                for run in stack.runs(gathered=True):
                     lr = stack.scalar(group["lr"], group["lr_mul"], run)
                     weight_decay = stack.scalar(group["weight_decay"], group["wd_mul"], run)
-                    apply_rule(self.rule_of(group), stack, run, lr, weight_decay, group)
+                    apply_rule(self.rule_of(group), stack, run, stack.rows(run), lr, weight_decay, group)
 
     def _leave_out(self) -> None:
         """Counts a step that is not taken, and says so: the first, and when they do not end. (On a GPU the device alone knows.)"""
@@ -249,7 +249,7 @@ class Optimizer(torch.optim.Optimizer):
     def _outgrown(self, stack: Stack) -> bool:
         """True once the group's scalars ask for state that the stack lacks: momentum where there was none."""
         rule = self.rule_of(self.param_groups[stack.group])
-        return rule != stack.rule and not state_names(rule) <= stack.state.keys()
+        return rule != stack.rule and not state_names(rule) <= stack.shared.names
 
     def _spec(self, p: Tensor) -> MatrixSpec:
         return self._about[p][0]
@@ -270,6 +270,10 @@ class Optimizer(torch.optim.Optimizer):
                 tensor.copy_(fresh.get(name, torch.zeros_like(tensor)))  # SGD keeps a buffer that it had
         self.skipped = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, and `skipped`."""
+        return super().state_dict() | {"skipped": self.skipped}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` returned, by parameter name where both sides have names, else by position.
 
@@ -285,6 +289,7 @@ class Optimizer(torch.optim.Optimizer):
         self.state.clear()
         self.state.update(state)
         self._stacks, self._lives = None, []
+        self.skipped = state_dict.get("skipped", 0)  # torch's, and ours of before, have none
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 

@@ -173,6 +173,8 @@ def _by_structure(p: nn.Parameter, owners: Owners, heads: Mapping[int, str], fir
             return "embedding", f"weight of an Embedding{tied}"
     if p.ndim < 2:
         return "vector", f"{p.ndim}-D"
+    if p.is_complex():
+        return "vector", "complex numbers, entry by entry"
     for module, path, _ in owners:
         if id(module) in heads:
             return "head", f"{path or type(module).__name__} turns features into logits: {heads[id(module)]}"

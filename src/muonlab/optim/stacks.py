@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from muonlab.optim.live import PER_PARAMETER, Live, LiveGroup
 from muonlab.optim.matrices import MatrixSpec
 from muonlab.optim.rules import Scalar, Step, UpdateRule
 from muonlab.optim.shadow import MANTISSA
+from muonlab.optim.shared import Part, Shared
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -22,6 +24,7 @@ MULTIPLIERS: dict[str, str] = {"lr": "lr_mul", "weight_decay": "wd_mul"}
 # A CPU steps a stack in runs of about so many elements: what a run needs beside the state is then small enough to stay in its
 # caches, and for the allocator to hand out again (fresh pages cost as much as some products do).
 _RUN_ON_CPU = 2**21
+_GATHERED = 2**24  # elements that other devices step as copies, where the members of a run do not follow one another
 
 
 @dataclass
@@ -37,45 +40,73 @@ class Member:
     def matrices(self, tensor: Tensor) -> list[Tensor]:
         """The matrices of the parameter, or of a tensor shaped like it (its gradient): views."""
         if self.spec is None:
-            return [tensor]
+            return [torch.view_as_real(tensor) if tensor.is_complex() else tensor]
         found = self.spec.matrices(tensor)
         return found if len(found) == len(self.which) else [found[i] for i in self.which]
 
 
 @dataclass
 class Stack:
-    """What shares one step. `optimizer.state[p]` holds views of p's rows of each tensor in `state`."""
+    """What shares one step. `optimizer.state[p]` holds p's rows of each tensor in `state`."""
 
     group: int  # index into param_groups
     members: list[Member]
     starts: list[int]  # first row of each member
     norm_dim: int | tuple[int, ...] | None  # what a norm constraint runs along
-    state: dict[str, Tensor]  # name -> (B, ...)
+    shared: Shared  # its state
     kind: tuple[torch.dtype, torch.device]  # of its parameters
     rule: UpdateRule  # that of its group when it was built
     shape: tuple[int, ...]  # of a row
-    views: list[dict[str, Tensor]] = field(default_factory=list)  # of each member
+    parts: list[dict[str, Part]] = field(default_factory=list)  # what the state of each member has
     factors: dict[tuple[float, ...], Tensor] = field(default_factory=dict)  # lists of multipliers that were needed, on the device
     multipliers: dict[str, Tensor | None] = field(default_factory=dict)  # lr_mul and wd_mul of each row (B,), where they are lists
 
-    def runs(self) -> Iterator[list[int]]:
-        """Consecutive members that have a gradient: all of them, or on a CPU so many at a time."""
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """name -> (B, ...)."""
+        return self.shared.tensors()
+
+    def runs(self, *, gathered: bool) -> Iterator[list[int]]:
+        """The members that have a gradient: all of them, or on a CPU so many at a time. Where some have none, what is left between
+        them goes together (gathered: as copies), up to a size, or run by run."""
+        if not gathered:
+            yield from (run for run, _ in self._consecutive())
+            return
+        limit = _RUN_ON_CPU if self.kind[1].type == "cpu" else _GATHERED
+        together: list[int] = []
+        total = 0
+        for run, size in self._consecutive():
+            if together and total + size > limit:
+                yield together
+                together, total = [], 0
+            together += run
+            total += size
+        if together:
+            yield together
+
+    def _consecutive(self) -> Iterator[tuple[list[int], int]]:
+        """Runs of members that follow one another, and their elements."""
         run: list[int] = []
         size = 0
         for i, member in enumerate(self.members):
             absent, numel = member.param.grad is None, member.param.numel()
             if run and (absent or (size + numel > _RUN_ON_CPU and member.param.device.type == "cpu")):
-                yield run
+                yield run, size
                 run, size = [], 0
             if not absent:
                 run.append(i)
                 size += numel
         if run:
-            yield run
+            yield run, size
 
-    def rows(self, run: list[int]) -> slice:
-        last = run[-1]
-        return slice(self.starts[run[0]], self.starts[last] + len(self.members[last].which))
+    def rows(self, run: list[int]) -> slice | Tensor:
+        """Of these members: a slice where they follow one another, else their numbers, on the device."""
+        first, last = run[0], run[-1]
+        if last - first + 1 == len(run):
+            return slice(self.starts[first], self.starts[last] + len(self.members[last].which))
+        rows = torch.tensor([self.starts[i] + k for i in run for k in range(len(self.members[i].which))])
+        device = self.kind[1]
+        return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
 
     def gradients(self, run: list[int], taken: Tensor | None = None) -> Tensor:
         """The gradients of these members, (B, m, n), in the state's dtype; zeros where `taken`, a flag on their device, is false.
@@ -89,7 +120,7 @@ class Stack:
             stacked = grads[0].unsqueeze(0)
         else:
             stacked = torch.stack(grads, out=scratch.empty((len(grads), *grads[0].shape), grads[0].dtype, grads[0].device))
-        converted = stacked.to(state_dtype(self.members[0].param))
+        converted = stacked.to(numbers_dtype(self.members[0].param))
         scratch.release(stacked, kept=converted)
         if taken is None:
             return converted
@@ -107,35 +138,36 @@ class Stack:
         if factors not in self.factors:  # making a tensor waits for a GPU
             if len(self.factors) > 8:  # lists of before
                 self.factors.clear()
-            self.factors[factors] = torch.tensor(factors, dtype=state_dtype(p), device=p.device)
+            self.factors[factors] = torch.tensor(factors, dtype=numbers_dtype(p), device=p.device)
         vector = self.factors[factors]
         return self._per_row(vector * (value.to(vector) if isinstance(value, Tensor) else value))
 
-    def live_scalar(self, name: str, scalars: dict[str, Any], run: list[int]) -> Tensor:
+    def live_scalar(self, name: str, scalars: dict[str, Any], rows: slice | Tensor) -> Tensor:
         """The same from the live scalars: "lr" times "lr_mul", "weight_decay" times "wd_mul"."""
         vector = self.multipliers[MULTIPLIERS[name]]
         if vector is None:
             return scalars[name] * scalars[MULTIPLIERS[name]]
-        return self._per_row(vector[self.rows(run)] * scalars[name])
+        return self._per_row(vector[rows] * scalars[name])
 
     def _places(self, run: Iterable[int]) -> list[int]:
         """Within the group, of the parameter behind each row."""
         return [self.members[i].place for i in run for _ in self.members[i].which]
 
     def _per_row(self, vector: Tensor) -> Tensor:
-        ndim = 2 if self.members[0].spec is not None else self.members[0].param.ndim
+        p = self.members[0].param
+        ndim = 2 if self.members[0].spec is not None else p.ndim + p.is_complex()
         return vector.reshape(-1, *[1] * ndim)
 
     def current(self, state: dict[Tensor, Any]) -> bool:
-        """False once somebody put other tensors into optimizer.state (a device move, a hand-made load) or gave the parameters
-        another dtype or device."""
+        """False once somebody put other tensors into optimizer.state (a device move, a hand-made load), other memory into those, or
+        gave the parameters another dtype or device."""
         kind = self.kind
-        for member, views in zip(self.members, self.views, strict=True):
+        for member, parts in zip(self.members, self.parts, strict=True):
             held = state.get(member.param)
             if (
                 (member.param.dtype, member.param.device) != kind
                 or held is None
-                or any(held.get(k) is not v for k, v in views.items())
+                or any(not part.is_there(held.get(name)) for name, part in parts.items())
             ):
                 return False
         return True
@@ -149,6 +181,12 @@ def at(multiplier: float | list[float], j: int) -> float:
 def state_dtype(p: Tensor) -> torch.dtype:
     """float32 for half-precision parameters, else the parameter's own."""
     return torch.float32 if p.dtype in HALF else p.dtype
+
+
+def numbers_dtype(p: Tensor) -> torch.dtype:
+    """What a rule computes in: the same, of complex parameters that of their real and imaginary parts."""
+    dtype = state_dtype(p)
+    return dtype.to_real() if dtype.is_complex else dtype
 
 
 def members_of(p: Tensor, place: int, rule: UpdateRule, spec: MatrixSpec) -> list[tuple[tuple[int, ...], Member]]:
@@ -210,19 +248,17 @@ def build_stacks(
                     alike.setdefault((shape, p.dtype, p.device, dim), []).append(member)
         for (shape, dtype, device, norm_dim), members in alike.items():
             counts = [len(m.which) for m in members]
-            stacked = fresh_state(rule, (sum(counts), *shape), members[0].param, exact)
-            starts = [sum(counts[:i]) for i in range(len(counts))]
-            stack = Stack(g, members, starts, norm_dim, stacked, (dtype, device), rule, shape)
+            shared = Shared(fresh_state(rule, (sum(counts), *shape), members[0].param, exact))
+            starts = [0, *accumulate(counts)][:-1]
+            stack = Stack(g, members, starts, norm_dim, shared, (dtype, device), rule, shape)
             for member, start, count in zip(members, starts, counts, strict=True):
-                views = {}
-                for name, tensor in stacked.items():
-                    rows = tensor[start] if count == 1 else tensor[start : start + count]
-                    key = name + member.suffix
+                of_member = {name + member.suffix: shared.part(name, start, count) for name in shared.tensors()}
+                for key, rows in of_member.items():
                     if key in held[member.param]:
                         rows.copy_(held[member.param][key])
-                    views[key] = rows
-                stack.views.append(views)
-                state[member.param] = {**state.get(member.param, {}), **views}
+                stack.parts.append({key: Part(rows) for key, rows in of_member.items()})
+                state[member.param] = {**state.get(member.param, {}), **of_member}
+            shared.let_go()
             stacks.append(stack)
     return stacks
 
@@ -231,15 +267,19 @@ def apply_rule(
     rule: UpdateRule,
     stack: Stack,
     run: list[int],
+    rows: slice | Tensor,
     lr: Scalar,
     weight_decay: Scalar,
     scalars: Mapping[str, Any],
     taken: Tensor | None = None,
 ) -> None:
-    """The rule, on consecutive members of a stack."""
+    """The rule, on some members of a stack and their rows."""
     members = [stack.members[i] for i in run]
-    rows = stack.rows(run)
-    state = dict(stack.state) if len(run) == len(stack.members) else {name: tensor[rows] for name, tensor in stack.state.items()}
+    whole = stack.state
+    state = dict(whole) if len(run) == len(stack.members) else {name: tensor[rows] for name, tensor in whole.items()}
+    gathered = dict(state) if isinstance(rows, Tensor) else {}  # copies
+    if members[0].spec is None and members[0].param.is_complex():
+        state = {name: torch.view_as_real(tensor) if tensor.is_complex() else tensor for name, tensor in state.items()}
     # A convolution in channels_last has no view as a matrix, nor have interleaved blocks: they are stepped as copies.
     copied = [m.spec is not None and m.param.ndim != 2 and not m.param.is_contiguous() for m in members]
     stored = [m.param.contiguous() if c else m.param for m, c in zip(members, copied, strict=True)]
@@ -278,6 +318,8 @@ def apply_rule(
             member.spec.write(copy, member.which, of_one)
         if own:
             member.param.copy_(copy)
+    for name, tensor in gathered.items():
+        whole[name].index_copy_(0, rows, tensor)  # pyright: ignore[reportArgumentType]
 
 
 def mirror(stacks: list[Stack], groups: list[dict[str, Any]], watched: Iterable[str]) -> list[tuple[Live, list[Stack]]]:
@@ -292,7 +334,7 @@ def mirror(stacks: list[Stack], groups: list[dict[str, Any]], watched: Iterable[
             here = [stack for stack in own if stack.kind[1] == device]
             live = Live(group, (*MULTIPLIERS, *PER_PARAMETER, *here[0].rule.scalars()), watched, device)
             for stack in here:
-                places, dtype = stack._places(range(len(stack.members))), state_dtype(stack.members[0].param)
+                places, dtype = stack._places(range(len(stack.members))), numbers_dtype(stack.members[0].param)
                 stack.multipliers = {name: live.factors(name, places, dtype) for name in PER_PARAMETER}
             live.group = g
             group.mirrors.append(live)

@@ -135,7 +135,7 @@ def _step(built: Callable[[], Model], config: OptimizerConfig) -> _Step:
         stacks = stepper.current_stacks()
         state = memory.live - before
         # Of each stack, what is stepped together first: it needs the most, and the rest would only take its time.
-        first = {id(stack.members[i].param) for stack in stacks for i in next(stack.runs())}
+        first = {id(stack.members[i].param) for stack in stacks for i in next(stack.runs(gathered=True))}
         for p in model.parameters():
             p.grad = p.grad if id(p) in first else None
         before = memory.live
