@@ -1,4 +1,4 @@
-"""State in stacks behaves as torch's, a tensor for each parameter: alone it takes its own bytes, and offloaded none of the stack's."""
+"""State in stacks behaves as torch's, a tensor for each parameter: alone it takes its own bytes, offloaded none of the stack's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def step(params, optimizer, seed):
 
 
 def alive() -> int:
-    """Bytes of the storages of all float32 tensors of the stack's or the parameters' form that Python can find, each counted once."""
+    """Bytes of the storages of all tensors of this form that Python can find."""
     gc.collect()
     found = {}
     for one in gc.get_objects():

@@ -61,9 +61,7 @@ def check_scalars(group: dict[str, Any]) -> None:
 
 def check_parameter(name: str, p: Tensor, rule: UpdateRule, spec: MatrixSpec) -> None:
     if p.is_complex() and (rule.matrices or spec.norm_axis is not None):
-        raise ValueError(
-            f"{name}: expected a real matrix, got {p.dtype}: give it to a group with an elementwise rule such as 'adamw'"
-        )
+        raise ValueError(f"{name}: expected a real matrix, got {p.dtype}: an elementwise rule such as 'adamw' can train it")
     if rule.matrices:
         try:
             spec.matrices(p)
