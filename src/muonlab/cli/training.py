@@ -99,7 +99,7 @@ def train_in(folder: Path, recipe: Recipe, seed: int, *, background: bool, json:
                     display.say(line)
 
         tell(f"run {recipe.run_id(seed)} in {folder}")
-        result = train_run(recipe, seed, folder, **options, on_begin=begin, on_progress=display.update, say=tell)
+        result = train_run(recipe, seed, folder, **options, audit=True, on_begin=begin, on_progress=display.update, say=tell)
     show({"folder": str(folder), **result}, json, lambda: _result_in_words(folder, result))
     if result["status"] == "diverged":
         raise RunError(f"{folder}: diverged at step {result['steps']}: the loss is no longer finite; lower optimizer.lr or aux_lr")

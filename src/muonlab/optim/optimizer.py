@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,9 +16,12 @@ from muonlab.optim.checks import check_dense, check_gradients, check_parameter, 
 from muonlab.optim.elementwise import SGD
 from muonlab.optim.live import Live, LiveGroup
 from muonlab.optim.matrices import PLAIN, MatrixSpec
-from muonlab.optim.plan import Plan, PlanRow
+from muonlab.optim.plan import Plan, plan_of
 from muonlab.optim.rules import UpdateRule
-from muonlab.optim.stacks import Stack, apply_rule, at, build_stacks, fresh_state, has_state_of, members_of, state_names
+from muonlab.optim.stacks import Stack, apply_rule, build_stacks, fresh_state, has_state_of, state_names
+
+if TYPE_CHECKING:
+    from muonlab.optim.audit import Audit
 
 NONFINITE = ("skip", "raise", "ignore")
 
@@ -70,6 +72,7 @@ class Optimizer(torch.optim.Optimizer):
         self._stacks: list[Stack] | None = None
         self._idle: list[Tensor] = []  # parameters that have no stack yet: they never had a gradient
         self._lives: list[tuple[Live, list[Stack]]] = []  # the groups' scalars on their devices, for graphs
+        self._audit: Audit | None = None  # that looks at the next step
         self._given = {"lr": lr, "weight_decay": weight_decay, "lr_mul": 1.0, "wd_mul": 1.0, **scalars}
         self._built = False
         super().__init__(params, dict(self._given))
@@ -169,6 +172,10 @@ class Optimizer(torch.optim.Optimizer):
         elif graph.being_made():
             graph.prepare_capture(self)
             graph.step(self)
+        elif self._audit is not None:
+            audit, self._audit = self._audit, None
+            with audit.watching(self):
+                self._step_now()
         else:
             self._step_now()
         return loss
@@ -301,39 +308,32 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # what a pickle of before these were there lacks
         before = {"_stacks": None, "_idle": [], "_lives": [], "_left_out": state.pop("skipped", 0), "_missed": None}
-        before |= {"_members": [], "_built": True, "_in_a_row": 0}
+        before |= {"_members": [], "_built": True, "_in_a_row": 0, "_audit": None}
         super().__setstate__(before | state)
         self.param_groups = [LiveGroup(group) for group in self.param_groups]
 
-    # -- the plan -----------------------------------------------------------------------------------------------
+    # -- what is known, and what happens ------------------------------------------------------------------------
+
+    def about(self, p: Tensor) -> tuple[MatrixSpec, str, str]:
+        """How a parameter is stored, its role, and why."""
+        if p not in self._about:
+            self._adopt()
+        return self._about[p]
 
     @property
     def plan(self) -> Plan:
         """What happens to each parameter, and why: a table (`print(opt.plan)`), from the groups as they are now."""
-        rows = []
-        for i, group in enumerate(self.param_groups):
-            rule = self.rule_of(group)
-            names = group.get("param_names", [f"group{i}.param{j}" for j in range(len(group["params"]))])
-            for j, (name, p) in enumerate(zip(names, group["params"], strict=True)):
-                if p not in self._about:
-                    self._adopt()
-                spec, role, why = self._about[p]
-                lr = float(group["lr"]) * at(group["lr_mul"], j)
-                decay = lr * float(group["weight_decay"]) * at(group["wd_mul"], j)
-                for shape, member in members_of(p, j, rule, spec):
-                    seen = "" if member.spec in (None, PLAIN) else f"{len(member.which)} × {shape[0]}×{shape[1]} ({spec})"
-                    row = PlanRow(
-                        name + member.suffix,
-                        tuple(p.shape),
-                        role,
-                        why,
-                        rule.describe(),
-                        lr * rule.lr_factor(shape),
-                        decay,
-                        p.requires_grad,
-                        seen,
-                        group.get("rule", next(iter(self.rules))).removeprefix("aux_"),
-                        len(member.which) * math.prod(shape),
-                    )
-                    rows.append(row)
-        return Plan(rows)
+        return plan_of(self)
+
+    def audit(self, *, layers: int | None = None) -> Audit:
+        """Looks at the next step: what it really does to each parameter, and what is off. See `Audit` for `layers`.
+
+        audit = opt.audit()
+        loss.backward()
+        opt.step()
+        print(audit)
+        """
+        from muonlab.optim.audit import Audit
+
+        self._audit = Audit(self, layers=layers)
+        return self._audit

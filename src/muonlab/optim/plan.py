@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from muonlab.optim.matrices import PLAIN
+from muonlab.optim.stacks import at, members_of
+
+if TYPE_CHECKING:
+    from muonlab.optim.optimizer import Optimizer
 
 
 def kind_of(name: str) -> str:
@@ -76,3 +84,32 @@ class Plan:
             shares[by] = shares.get(by, 0) + row.weights
         told = ", ".join(f"{100 * count / max(1, total):.1f} % by {by}" for by, count in shares.items())
         return f"{total:,} weights: {told}"
+
+
+def plan_of(optimizer: Optimizer) -> Plan:
+    """From the groups as they are now."""
+    rows = []
+    for i, group in enumerate(optimizer.param_groups):
+        rule = optimizer.rule_of(group)
+        names = group.get("param_names", [f"group{i}.param{j}" for j in range(len(group["params"]))])
+        for j, (name, p) in enumerate(zip(names, group["params"], strict=True)):
+            spec, role, why = optimizer.about(p)
+            lr = float(group["lr"]) * at(group["lr_mul"], j)
+            decay = lr * float(group["weight_decay"]) * at(group["wd_mul"], j)
+            for shape, member in members_of(p, j, rule, spec):
+                seen = "" if member.spec in (None, PLAIN) else f"{len(member.which)} × {shape[0]}×{shape[1]} ({spec})"
+                row = PlanRow(
+                    name + member.suffix,
+                    tuple(p.shape),
+                    role,
+                    why,
+                    rule.describe(),
+                    lr * rule.lr_factor(shape),
+                    decay,
+                    p.requires_grad,
+                    seen,
+                    group.get("rule", next(iter(optimizer.rules))).removeprefix("aux_"),
+                    len(member.which) * math.prod(shape),
+                )
+                rows.append(row)
+    return Plan(rows)

@@ -31,6 +31,8 @@ from muonlab.train.signals import StopRequest, stop_requests
 from muonlab.train.tracking import Tracking, check_trackers
 from muonlab.train.trainer import Machine, Trainer, check_device, choose_machine
 
+_AUDITED = 10  # the step that is audited: the first ones begin from zeros
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -55,6 +57,7 @@ def train(
     resume: bool = False,
     trackers: Sequence[str] = (),
     memory_limit: int | None = None,
+    audit: bool = False,
     on_begin: Callable[[], None] = lambda: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
@@ -63,8 +66,9 @@ def train(
 
     With `resume` a folder's unfinished run goes on exactly where its newest whole checkpoint is (bit for bit on the same CPU), a
     finished one returns its result, and an empty folder starts. trackers: names of tracking.TRACKERS that get the rows, beside
-    those that the run has from before. memory_limit: bytes, for train.accumulate = "auto" (batch_size.fitted). on_begin is called
-    when all is ready for the first step: the input is good, and the folder is this process's own.
+    those that the run has from before. memory_limit: bytes, for train.accumulate = "auto" (batch_size.fitted). audit: say what an
+    early step really did to the parameters (`Optimizer.audit`). on_begin is called when all is ready for the first step: the input
+    is good, and the folder is this process's own.
 
     Raises InputError for bad input, Interrupted after SIGINT or SIGTERM or when the folder's stop file asks for it (everything
     saved), RunError where the folder cannot be written any more, or a gradient is not finite and `nonfinite` is "raise".
@@ -103,7 +107,7 @@ def train(
                     write_atomically(folder.path / "tokenizer.json", trainer.tokenizer)
                 write_atomically(folder.path / "recipe.toml", recipe.to_toml())
                 write_json(folder.run_file, _describe(recipe, seed, trainer))
-            whole = _Session(trainer, folder, request, trackers, on_progress, say)
+            whole = _Session(trainer, folder, request, trackers, on_progress, say, audit)
             whole.restore()
             begin(trainer.step)
             on_begin()
@@ -141,6 +145,7 @@ class _Session:
     trackers: Sequence[str]
     on_progress: Callable[[Progress], None]
     say: Callable[[str], None]
+    audit: bool = False
     seconds: float = 0.0  # of training, all sessions together; evaluation and checkpoints not counted
     rows: int = 0  # in metrics.jsonl
     train_loss: float | None = None
@@ -158,7 +163,10 @@ class _Session:
         began, first_step = time.perf_counter(), trainer.step
         while trainer.step < settings.steps:
             start = time.perf_counter()
+            audit = trainer.optimizer.audit(layers=2) if self.audit and trainer.step + 1 == min(_AUDITED, settings.steps) else None
             loss = trainer.train_step()
+            if audit is not None:
+                self.say("\n".join([f"step {trainer.step}: {audit.summary}", *audit.doubts]))
             last = trainer.step == settings.steps
             evaluate = last or trainer.step % settings.eval_every == 0
             save = last or trainer.step % settings.checkpoint_every == 0 or self._kept_for_good(trainer.step)

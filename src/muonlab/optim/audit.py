@@ -1,0 +1,224 @@
+"""What one step did to each parameter, measured on the weights and gradients and not read off the settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from muonlab.optim.audit_report import AuditRow, doubts, summary, table
+from muonlab.optim.decay import CautiousDecay, ParamDecay, UpdateDecay
+from muonlab.optim.plan import kind_of
+from muonlab.optim.shadow import MANTISSA
+from muonlab.optim.stacks import HALF, at
+
+if TYPE_CHECKING:
+    from muonlab.optim.optimizer import Optimizer
+
+_MATRICES = 4  # of a bank, whose singular values are looked at
+_LARGE = 2048  # the shorter side of a matrix whose singular values would take minutes
+FLAT = 0.3  # a singular value of this share of the largest counts as a direction that the update reaches
+
+
+class Audit:
+    """Looks at the next step of an optimizer: `audit = opt.audit()`, backward pass and step, `print(audit)`.
+
+    rows: one for each parameter (`AuditRow`), empty before a step was taken. doubts: what is off, in sentences. summary: one line.
+    layers: of parameters that differ in their layer's number, so many are looked at (the first, the last, some between); None:
+    every one. Until the step is over it holds a copy of their weights, in the memory of the CPU.
+    """
+
+    def __init__(self, optimizer: Optimizer, *, layers: int | None = None) -> None:
+        if layers is not None and layers < 1:
+            raise ValueError(f"expected layers >= 1 or None, got {layers}")
+        self.rows: list[AuditRow] = []
+        self.left_out = False  # the step, for a gradient that was not finite
+        self.clipped: float | None = None  # the gradients' norm at the step over that after the backward pass
+        self._layers = layers
+        self._before: dict[Tensor, Tensor] = {}
+        self._norms: dict[Tensor, Tensor] = {}  # of gradients, when the backward pass had made them
+        self._skipped = 0
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        leaves = [p for p in params if p.is_leaf and p.requires_grad]
+        self._handles = [p.register_post_accumulate_grad_hook(self._note) for p in leaves]
+
+    @property
+    def doubts(self) -> list[str]:
+        return doubts(self.rows, self.clipped, self.left_out)
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        return summary(self.rows, self.clipped, self.left_out)
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "no step was taken yet: this audit looks at the next one"
+        return "\n".join([*table(self.rows), "", self.summary, *self.doubts])
+
+    @contextmanager
+    def watching(self, optimizer: Optimizer) -> Iterator[None]:
+        """Around the step."""
+        try:
+            self._begin(optimizer)
+            yield
+            self._end(optimizer)
+        finally:
+            for handle in self._handles:
+                handle.remove()
+            self._handles, self._before, self._norms = [], {}, {}
+
+    def _note(self, p: Tensor) -> None:
+        if p.grad is not None and not p.grad.is_sparse:
+            self._norms[p] = torch.linalg.vector_norm(p.grad.detach())
+
+    def _begin(self, optimizer: Optimizer) -> None:
+        self._skipped = optimizer.skipped
+        chosen = self._chosen(optimizer)
+        self._before = {
+            p: p.detach().to("cpu", copy=True) for group in optimizer.param_groups for p in group["params"] if p in chosen
+        }
+
+    def _chosen(self, optimizer: Optimizer) -> set[Tensor]:
+        kinds: dict[Any, list[Tensor]] = {}
+        for name, p, group, _ in _parameters(optimizer):
+            kinds.setdefault((kind_of(name), p.shape, id(group)), []).append(p)
+        return {p for alike in kinds.values() for p in (alike if self._layers is None else _spread(alike, self._layers))}
+
+    def _end(self, optimizer: Optimizer) -> None:
+        self.left_out = optimizer.skipped > self._skipped
+        before, now = {}, {}
+        for p, norm in self._norms.items():
+            if p.grad is not None:
+                before[p], now[p] = norm, torch.linalg.vector_norm(p.grad)
+        cut = {p: _ratio(float(now[p]), float(before[p])) for p in now}
+        if now and not self.left_out:
+            self.clipped = _ratio(_norm(now.values()), _norm(before.values()))
+        self.rows = [
+            _row(optimizer, name, p, group, j, self._before[p], cut.get(p))
+            for name, p, group, j in _parameters(optimizer)
+            if p in self._before
+        ]
+
+
+def _parameters(optimizer: Optimizer) -> Iterable[tuple[str, Tensor, dict[str, Any], int]]:
+    for g, group in enumerate(optimizer.param_groups):
+        names = group.get("param_names", [f"group{g}.param{j}" for j in range(len(group["params"]))])
+        for j, (name, p) in enumerate(zip(names, group["params"], strict=True)):
+            yield name, p, group, j
+
+
+def _spread(alike: list[Any], count: int) -> list[Any]:
+    """The first, the last, and some between."""
+    if len(alike) <= count:
+        return alike
+    return [alike[round(i * (len(alike) - 1) / max(1, count - 1))] for i in range(count)]
+
+
+def _row(optimizer: Optimizer, name: str, p: Tensor, group: dict[str, Any], j: int, before: Tensor, cut: float | None) -> AuditRow:
+    rule, after, grad = optimizer.rule_of(group), p.detach().to("cpu"), p.grad
+    spec, role, _ = optimizer.about(p)
+    moved = _real(before) - _real(after)
+    lr = float(group["lr"]) * at(group["lr_mul"], j)
+    wd = float(group["weight_decay"]) * at(group["wd_mul"], j)
+    row = AuditRow(
+        name=name,
+        shape=tuple(p.shape),
+        role=role,
+        by=group.get("rule", next(iter(optimizer.rules))).removeprefix("aux_"),
+        what=_what(optimizer, p),
+        weight=_rms(_real(before)),
+        update=_rms(moved),
+        finite=bool(torch.isfinite(_real(after)).all()),
+        clipped=cut,
+        still=_still(before, after) if p.dtype in HALF and MANTISSA not in _keys(optimizer, p) else None,
+    )
+    if not rule.matrices or not lr or row.what != "stepped" or not row.finite or not row.update:
+        return row
+    moved = _without_decay(getattr(rule, "decay", None), _real(before), moved, lr * wd, float(group["lr"]))
+    updates = _spread([u / (lr * rule.lr_factor(u.shape)) for u in spec.matrices(moved)], _MATRICES)
+    row.sigma, row.reached = _singular(updates)
+    if grad is not None:
+        gradients = spec.matrices(_real(grad.detach().to("cpu")))
+        row.dead = sum(float((g == 0).all(-1).sum()) for g in gradients) / sum(g.shape[0] for g in gradients)
+        row.rank = _rank(_spread(gradients, _MATRICES))
+    return row
+
+
+def _still(before: Tensor, after: Tensor) -> float:
+    """The share of equal entries."""
+    return float((before == after).double().mean()) if before.numel() else 0.0
+
+
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x).double() if x.is_complex() else x if x.dtype == torch.float64 else x.float()
+
+
+def _keys(optimizer: Optimizer, p: Tensor) -> set[str]:
+    return {str(key).partition(".")[0] for key in optimizer.state.get(p, {})}
+
+
+def _what(optimizer: Optimizer, p: Tensor) -> str:
+    if not p.requires_grad:
+        return "frozen"
+    if p.grad is not None:
+        return "stepped"
+    return "no gradient" if optimizer.state.get(p) else "never had a gradient"
+
+
+def _without_decay(decay: Any, before: Tensor, moved: Tensor, amount: float, lr: float) -> Tensor:
+    """The part of what was subtracted that is the update."""
+    if isinstance(decay, ParamDecay):
+        amount = amount * lr if decay.squared else amount
+        # an entry is decayed cautiously where the update shrinks it, and then the whole change does
+        return moved - amount * (torch.where(moved * before >= 0, before, 0.0) if isinstance(decay, CautiousDecay) else before)
+    return moved - amount * before if isinstance(decay, UpdateDecay) and decay.both else moved
+
+
+def _singular(updates: list[Tensor]) -> tuple[tuple[float, float], float | None]:
+    """(smallest, largest) singular value, and the share of those above FLAT of their matrix's largest. Of a matrix that is too
+    large the smallest is their root mean square, which orthogonal matrices of any size have at the same place."""
+    low, high, reached, count = math.inf, 0.0, 0, 0
+    for u in updates:
+        if min(u.shape) > _LARGE:
+            high = max(high, _largest(u))
+            low = min(low, float(torch.linalg.vector_norm(u)) / min(u.shape) ** 0.5)
+            continue
+        values = torch.linalg.svdvals(u)
+        low, high = min(low, float(values[-1])), max(high, float(values[0]))
+        reached += int((values > FLAT * values[0]).sum())
+        count += len(values)
+    return (low, high), reached / count if count else None
+
+
+def _largest(u: Tensor) -> float:
+    """The largest singular value, by the power method."""
+    x = torch.randn(u.shape[1], 1, generator=torch.Generator().manual_seed(0), dtype=u.dtype)
+    for _ in range(20):
+        x = u.mT @ (u @ x)
+        x = x / torch.linalg.vector_norm(x)
+    return float(torch.linalg.vector_norm(u @ x))
+
+
+def _rank(gradients: list[Tensor]) -> float | None:
+    """The share of the gradient's directions that are not rounding."""
+    small = [g for g in gradients if min(g.shape) <= _LARGE]
+    if not small or not all(torch.isfinite(g).all() for g in small):
+        return None
+    return sum(int(torch.linalg.matrix_rank(g)) for g in small) / sum(min(g.shape) for g in small)
+
+
+def _rms(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x)) / max(1, x.numel()) ** 0.5
+
+
+def _norm(norms: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(float(n) ** 2 for n in norms))
+
+
+def _ratio(a: float, b: float) -> float | None:
+    return a / b if b and math.isfinite(a) and math.isfinite(b) else None
