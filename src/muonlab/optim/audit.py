@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 _MATRICES = 4  # of a bank, whose singular values are looked at
 _LARGE = 2048  # the shorter side of a matrix whose singular values would take minutes
-FLAT = 0.3  # a singular value of this share of the largest counts as a direction that the update reaches
+_FLAT = 0.3  # a singular value of this share of the largest is a direction that the update reaches
+_RAISED = 1e-3  # of this share of the largest before, five Newton–Schulz steps bring it there
 
 
 class Audit:
@@ -180,7 +181,7 @@ def _without_decay(decay: Any, before: Tensor, moved: Tensor, amount: float, lr:
 
 
 def _singular(updates: list[Tensor]) -> tuple[tuple[float, float], float | None]:
-    """(smallest, largest) singular value, and the share of those above FLAT of their matrix's largest. Of a matrix that is too
+    """(smallest, largest) singular value, and the share of those above _FLAT of their matrix's largest. Of a matrix that is too
     large the smallest is their root mean square, which orthogonal matrices of any size have at the same place."""
     low, high, reached, count = math.inf, 0.0, 0, 0
     for u in updates:
@@ -190,7 +191,7 @@ def _singular(updates: list[Tensor]) -> tuple[tuple[float, float], float | None]
             continue
         values = torch.linalg.svdvals(u)
         low, high = min(low, float(values[-1])), max(high, float(values[0]))
-        reached += int((values > FLAT * values[0]).sum())
+        reached += int((values > _FLAT * values[0]).sum())
         count += len(values)
     return (low, high), reached / count if count else None
 
@@ -205,11 +206,12 @@ def _largest(u: Tensor) -> float:
 
 
 def _rank(gradients: list[Tensor]) -> float | None:
-    """The share of the gradient's directions that are not rounding."""
+    """The share of the gradient's directions that an orthogonalizer of a few steps can raise."""
     small = [g for g in gradients if min(g.shape) <= _LARGE]
     if not small or not all(torch.isfinite(g).all() for g in small):
         return None
-    return sum(int(torch.linalg.matrix_rank(g)) for g in small) / sum(min(g.shape) for g in small)
+    values = [torch.linalg.svdvals(g) for g in small]
+    return sum(int((s > _RAISED * s[0]).sum()) for s in values) / sum(map(len, values))
 
 
 def _rms(x: Tensor) -> float:

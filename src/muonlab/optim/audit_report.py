@@ -29,7 +29,7 @@ class AuditRow:
     sigma: tuple[float, float] | None = None  # range of the update's singular values, at a learning rate of 1
     reached: float | None = None  # share of directions in which the update is not small: 1 for an orthogonal one
     dead: float | None = None  # share of the gradient's rows (outputs) that are zero
-    rank: float | None = None  # share of directions that the gradient has
+    rank: float | None = None  # share of directions in which the gradient is more than a thousandth of its largest
 
     @property
     def ratio(self) -> float | None:
@@ -38,10 +38,9 @@ class AuditRow:
 
     @property
     def orthogonalized(self) -> bool | None:
-        """Whether the update is flat over as many directions as the gradient has. None where that was not to be."""
-        if self.reached is None:
-            return None
-        return self.reached >= 0.8 * min(1.0, self.rank if self.rank is not None else 1.0)
+        """Whether the update is flat over most of the directions that the gradient has (a gradient itself is over few). None where
+        that was not to be, or was not measured."""
+        return None if self.reached is None or self.rank is None else self.reached >= 0.5 * self.rank
 
 
 def table(rows: Sequence[AuditRow]) -> list[str]:
@@ -49,17 +48,8 @@ def table(rows: Sequence[AuditRow]) -> list[str]:
     kinds: dict[tuple, list[AuditRow]] = {}
     for row in rows:
         kinds.setdefault((kind_of(row.name), row.shape, row.role, row.by, row.what), []).append(row)
-    header: tuple[str, ...] = (
-        "parameter",
-        "shape",
-        "role",
-        "by",
-        "step",
-        "weight RMS",
-        "change/weight",
-        "σ of the update",
-        "orthogonal",
-    )
+    names = "parameter  shape  role  by  step  weight RMS  change/weight  σ of the update  directions  orthogonal"
+    header = tuple(names.split("  "))
     lines: list[tuple[str, ...]] = [header]
     for alike in kinds.values():
         first = alike[0]
@@ -75,6 +65,7 @@ def table(rows: Sequence[AuditRow]) -> list[str]:
                 _range([row.weight for row in alike]),
                 _range([row.ratio for row in alike if row.ratio is not None and first.what == "stepped"]),
                 _range([value for sigma in sigmas for value in sigma]),
+                _range([row.reached for row in alike if row.reached is not None]),
                 "" if not flat else "yes" if all(flat) else f"{sum(flat)} of {len(flat)}",
             )
         )
@@ -91,8 +82,11 @@ def summary(rows: Sequence[AuditRow], clipped: float | None, left_out: bool) -> 
     flat = [row for row in stepped if row.orthogonalized]
     parts = []
     if looked := [row for row in stepped if row.orthogonalized is not None]:
-        values = [value for row in looked if row.sigma for value in row.sigma]
-        parts.append(f"{len(flat)} of {len(looked)} updates orthogonal (σ {_range(values)})")
+        reached = [100 * row.reached for row in looked if row.reached is not None]
+        largest = [row.sigma[1] for row in looked if row.sigma is not None]
+        parts.append(
+            f"{len(flat)} of {len(looked)} updates orthogonal (σ to {max(largest):.2g}, {_range(reached)} % of directions)"
+        )
     by = [row.by for row in stepped if row.orthogonalized is None]
     parts += [f"{len(list(same))} by {name}" for name, same in groupby(sorted(by))]
     ratios = [row.ratio for row in stepped if row.ratio and len(row.shape) > 1]
@@ -114,11 +108,6 @@ def doubts(rows: Sequence[AuditRow], clipped: float | None, left_out: bool) -> l
             rows,
             lambda r: r.orthogonalized is False,
             "has a matrix optimizer, but its update is not orthogonal: something between the two changes it",
-        ),
-        _said(
-            rows,
-            lambda r: r.orthogonalized is True and (r.rank or 1.0) < _STILL,
-            "has a gradient of less than half its directions (a small batch, dead units?): the rest of its update is momentum",
         ),
         _said(rows, lambda r: (r.dead or 0.0) > _DEAD, "has outputs without a gradient (dead units?)", lambda r: r.dead),
         _said(
