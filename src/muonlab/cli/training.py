@@ -219,12 +219,11 @@ def optimizers(pattern: str = "*", *, json: Json = False) -> None:
     pattern:
         Shell pattern on the name, such as "norm*".
     """
-    from muonlab.optim.variants import optimizers as names
-    from muonlab.optim.variants import variant
+    from muonlab.optim.variants import optimizers as matching
 
-    found = [variant(name) for name in names(pattern)]
+    found = matching(pattern)
     if not found:
-        raise InputError(f"no optimizer matches {pattern!r}; known: {', '.join(names())}")
+        raise InputError(f"no optimizer matches {pattern!r}; known: {', '.join(matching())}")
     rows = [
         {
             "name": v.name,

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from glob import escape
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
@@ -18,6 +18,7 @@ from muonlab.optim.doubts import doubts
 from muonlab.optim.elementwise import AdamW
 from muonlab.optim.matrices import MatrixSpec
 from muonlab.optim.optimizer import Optimizer
+from muonlab.optim.options import Aux, Constraint, Nonfinite, OptimizerName, Options
 from muonlab.optim.rules import UpdateRule
 from muonlab.optim.variants import variant
 
@@ -27,24 +28,24 @@ AUX_LR = 3e-3  # AdamW on embeddings, head and vectors beside a Muon: modded-nan
 
 def optimizer(
     model: nn.Module | None = None,
-    name: str = "muon",
+    name: OptimizerName | str = "muon",
     *,
     lr: float | None = None,
     weight_decay: float = 0.0,
-    aux: str = "adamw",
+    aux: Aux = "adamw",
     aux_lr: float | Mapping[str, float] | None = None,
     aux_weight_decay: float = 0.0,
     aux_betas: tuple[float, float] | None = None,
     aux_eps: float | None = None,
     roles: Mapping[str, str] | None = None,
     specs: Mapping[str, MatrixSpec | Mapping[str, Any]] | None = None,
-    constraint: str = "none",
+    constraint: Constraint = "none",
     project_every: int = 1,
-    nonfinite: str = "skip",
+    nonfinite: Nonfinite = "skip",
     exact_bf16: bool = False,
     lr_mul: Mapping[str, float] | None = None,
     wd_mul: Mapping[str, float] | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Optimizer:
     """Routes every parameter of `model`: hidden matrices to the named optimizer, the rest to AdamW (`aux`: or Lion, or SGD).
 
@@ -62,7 +63,7 @@ def optimizer(
     and the options: optimizer_cls_and_kwargs=(muonlab.optimizer, {"name": "muon", "lr": 0.02}).
     """
     if model is None and name == "muon" and not options and lr is None:
-        return optimizer  # pyright: ignore[reportReturnType]
+        return _under_trainer  # pyright: ignore[reportReturnType]
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a model (an nn.Module), got {type(model).__name__}; Optimizer takes parameters and groups")
     for what, patterns in (("roles", roles), ("specs", specs), ("lr_mul", lr_mul), ("wd_mul", wd_mul)):
@@ -85,8 +86,9 @@ def optimizer(
         warnings.warn(f"{type(model).__name__}: {sentence}", UserWarning, stacklevel=2)
     rates = {"matrix": lr, **_per_role(aux_lr, fallback)}
     groups = []
-    # One group for each role (and storage layout), in the order in which they first appear; never in a set's order.
-    for role, spec in dict.fromkeys((a.role, a.spec) for a in assignments):
+    # One group for each role (and storage layout), in the order in which they first appear; never in a set's order. Matrices come
+    # first: trackers show the rate of the first group.
+    for role, spec in sorted(dict.fromkeys((a.role, a.spec) for a in assignments), key=lambda kind: kind[0] != "matrix"):
         members = [a for a in assignments if (a.role, a.spec) == (role, spec)]
         groups.append(
             {
@@ -103,6 +105,15 @@ def optimizer(
     _multiply(groups, {"lr_mul": lr_mul or {}, "wd_mul": {**dict.fromkeys(map(escape, spared), 0.0), **(wd_mul or {})}})
     rules: dict[str, UpdateRule] = {name: main, f"aux_{aux}": rest}
     return Optimizer(groups, rules, lr=lr, weight_decay=weight_decay, nonfinite=nonfinite, exact_bf16=exact_bf16)
+
+
+def _under_trainer(model: nn.Module, **options: Any) -> Optimizer:
+    """For transformers' Trainer, whose own learning rate does not come along."""
+    if "lr" not in options:
+        lr = variant(options.get("name", "muon")).lr
+        remedy = 'give "lr" (and "aux_lr") in optimizer_cls_and_kwargs'
+        warnings.warn(f"TrainingArguments.learning_rate is not read: matrices train at {lr:g}; {remedy}", UserWarning, stacklevel=2)
+    return optimizer(model, **options)
 
 
 def undecayed(model: nn.Module, assignments: list[routing.Assignment]) -> list[str]:

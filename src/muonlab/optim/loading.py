@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from muonlab.optim.optimizer import Optimizer
 
 _PER_PARAMETER = ("lr_mul", "wd_mul")  # group keys that may be lists with one value per parameter
+RATES_MOVED = (
+    "the groups were saved in another order than they have now, and torch's schedulers save rates by place: make the scheduler "
+    "anew, with last_epoch, in place of loading its state"
+)
 _NOT_COPIED = ("params", "param_names", *_PER_PARAMETER)
 
 
@@ -76,6 +80,12 @@ def _by_name(ours: list[str], theirs: list[str], saved_groups: list[dict[str, An
         )
     by_name = dict(zip(theirs, _places(saved_groups), strict=True))
     return [by_name[name] for name in ours]
+
+
+def rates_moved(groups: list[dict[str, Any]], saved_groups: list[dict[str, Any]]) -> bool:
+    """Whether the groups were saved in another order, and with other initial rates at their places."""
+    before = [group.get("initial_lr") for group in saved_groups]
+    return None not in before and before != [group.get("initial_lr") for group in groups]
 
 
 def _by_position(groups: list[dict[str, Any]], saved_groups: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any], int]]:

@@ -293,6 +293,8 @@ class Optimizer(torch.optim.Optimizer):
         state, groups = loading.match(self, state_dict)
         for group, saved in zip(self.param_groups, groups, strict=True):
             group.update(saved)
+        if loading.rates_moved(self.param_groups, state_dict["param_groups"]):
+            warnings.warn(loading.RATES_MOVED, UserWarning, stacklevel=2)
         self.state.clear()
         self.state.update(state)
         self._stacks, self._lives = None, []

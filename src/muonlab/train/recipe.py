@@ -34,6 +34,7 @@ from muonlab.optim import Optimizer, optimizer
 from muonlab.optim.checks import check_scalars
 from muonlab.optim.elementwise import AdamW
 from muonlab.optim.factory import aux_rule
+from muonlab.optim.options import elsewhere
 from muonlab.optim.scaling import scaling_rule
 from muonlab.optim.variants import variant, variants
 from muonlab.presets import presets
@@ -119,7 +120,8 @@ class OptimizerConfig(BaseModel):
         options = variant(self.name).options()
         extra = self.model_extra or {}
         known = [*type(self).model_fields, *options]
-        problems = [f"{key}: unknown key for {self.name}; {did_you_mean(key, known)}" for key in extra if key not in options]
+        unknown = [key for key in extra if key not in options]
+        problems = [f"{key}: unknown key for {self.name}; {elsewhere(key) or did_you_mean(key, known)}" for key in unknown]
         problems += [_wrong_type(key, extra[key], options[key]) for key in extra if key in options]
         if not any(problems):
             try:
@@ -133,8 +135,9 @@ class OptimizerConfig(BaseModel):
         return self
 
     def build(self, model: nn.Module) -> Optimizer:
-        arguments = {key: getattr(self, key) for key in type(self).model_fields}
-        return optimizer(model, **arguments, **(self.model_extra or {}))
+        arguments: dict[str, Any] = {key: getattr(self, key) for key in type(self).model_fields}
+        arguments |= self.model_extra or {}
+        return optimizer(model, **arguments)
 
     def canonical(self) -> dict[str, Any]:
         """The table with every value that it leaves open: the optimizer's options, its rate, AdamW's settings for the rest."""

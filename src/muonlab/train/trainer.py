@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -194,7 +195,8 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> float:
         """Takes over everything but the recipe. Returns the seconds trained so far."""
         self.model.load_state_dict(checkpoint.model)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # rates are ours, not a scheduler's by place
+            self.optimizer.load_state_dict(checkpoint.optimizer)
         torch.set_rng_state(checkpoint.random["cpu"])
         if "cuda" in checkpoint.random and torch.device(self.machine.device).type == "cuda":
             torch.cuda.set_rng_state(checkpoint.random["cuda"], self.machine.device)

@@ -10,17 +10,17 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from muonlab.names import choose
+from muonlab.optim.options import elsewhere
 from muonlab.optim.rules import UpdateRule
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A named optimizer: its factory takes keyword options only, all with defaults.
+class Variant(str):
+    """An optimizer's name that knows the rest: formula, source, a sane first learning rate (docs/optimizers.md says where it comes
+    from), and the factory, which takes keyword options only, all with defaults.
 
     A factory that ends in `**muon` passes what it does not name on to `base`, the factory of Muon: the options of both are its own.
     """
@@ -28,9 +28,30 @@ class Variant:
     name: str
     formula: str
     source: str
-    lr: float  # a sane first learning rate; docs/optimizers.md says where it comes from
+    lr: float
     factory: Callable[..., UpdateRule]
-    base: Callable[..., UpdateRule] | None = None
+    base: Callable[..., UpdateRule] | None
+
+    def __new__(
+        cls,
+        *,
+        name: str,
+        formula: str,
+        source: str,
+        lr: float,
+        factory: Callable[..., UpdateRule],
+        base: Callable[..., UpdateRule] | None = None,
+    ) -> Variant:
+        self = super().__new__(cls, name)
+        self.name, self.formula, self.source, self.lr, self.factory, self.base = name, formula, source, lr, factory, base
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[str], Variant], tuple[str]]:
+        return variant, (self.name,)
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{key}={p.default!r}" for key, p in self.options().items())
+        return f"<{self.name}: {self.formula}; lr={self.lr!r}, {options}; {self.source}>"
 
     def options(self) -> dict[str, inspect.Parameter]:
         """Option -> its parameter, in the order of the factory, then what it passes on."""
@@ -44,6 +65,8 @@ class Variant:
     def rule(self, **options: Any) -> UpdateRule:
         """The rule with these options. Raises ValueError for an option that this variant does not have."""
         for option in options:
+            if option not in self.options() and (word := elsewhere(option)):
+                raise ValueError(f"unknown option of optimizer {self.name!r}: {option!r}; {word}")
             choose(f"option of optimizer {self.name!r}:", option, self.options())
         return self.factory(**options)
 
@@ -63,6 +86,7 @@ def variant(name: str) -> Variant:
     return variants()[choose("optimizer", name, variants())]
 
 
-def optimizers(pattern: str = "*") -> list[str]:
-    """Names of all optimizers that match a shell pattern: `optimizers("norm*")`."""
-    return [name for name in variants() if fnmatch.fnmatchcase(name, pattern)]
+def optimizers(pattern: str = "*") -> list[Variant]:
+    """All optimizers whose name matches a shell pattern: `optimizers("norm*")`. Each is its name, and has `formula`, `source`, `lr`
+    and `options()`."""
+    return [v for v in variants().values() if fnmatch.fnmatchcase(v.name, pattern)]

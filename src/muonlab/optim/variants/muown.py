@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from muonlab.optim.checks import pair
 from muonlab.optim.muown import Muown
-from muonlab.optim.polar import chosen
+from muonlab.optim.polar import Orthogonalizer, chosen
 from muonlab.optim.scaling import scaling_rule
 from muonlab.optim.variants import Variant
 
@@ -15,7 +13,7 @@ def muown(
     *,
     momentum: float = 0.95,
     nesterov: bool = True,
-    orthogonalizer: Any = "fast",
+    orthogonalizer: str | Orthogonalizer = "fast",
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
     scale: str = "match_adamw_rms",

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from muonlab.optim.polar import Orthogonalizer
 from muonlab.optim.refine import Smoothing
 from muonlab.optim.rules import MatrixRule
 from muonlab.optim.variants import Variant
 from muonlab.optim.variants.muon import muon as make_muon
 
 
-def smoothed_muon(*, smoothing: float = 0.5, lookahead: bool = True, orthogonalizer: Any = "you5", **muon: Any) -> MatrixRule:
+def smoothed_muon(
+    *, smoothing: float = 0.5, lookahead: bool = True, orthogonalizer: str | Orthogonalizer = "you5", **muon: Any
+) -> MatrixRule:
     """Muon with S ← βS + (1−β)O after the orthogonalization. `smoothing` (β) is a live key of the group: schedule it."""
     return replace(make_muon(orthogonalizer=orthogonalizer, **muon), refine=(Smoothing(smoothing, lookahead),))
 
