@@ -161,3 +161,16 @@ def test_gpt2_trains_as_the_same_model_with_plain_linear_layers(axis, device):
     for name, p in stored.named_parameters():
         transposed = p.ndim == 2 and ".h." in name
         torch.testing.assert_close(p.T if transposed else p, linears[name])
+
+
+def test_the_logged_rate_is_that_of_matrices_and_trainers_own_is_refused_in_words(tmp_path, device):
+    model = gpt2().to(device)
+    run = trainer(model, tmp_path, device, **factory(model))
+    run.create_optimizer()
+    assert run.get_learning_rates()[0] == 0.05
+    run.create_scheduler(STEPS)
+    assert run._get_learning_rate() == 0.05
+    model = gpt2().to(device)
+    silent = trainer(model, tmp_path, device, optimizer_cls_and_kwargs=(muonlab.optimizer, {"name": "normuon"}))
+    with pytest.warns(UserWarning, match=r"TrainingArguments.learning_rate is not read: matrices train at 0\.02; give \"lr\""):
+        silent.create_optimizer()

@@ -432,7 +432,7 @@ def test_what_a_model_exempts_from_decay_is_exempt_unless_the_caller_says_otherw
 def test_the_plan_ends_with_the_shares():
     plan = muonlab.optimizer(Exempt(), "muon").plan
     assert sum(row.weights for row in plan) == sum(p.numel() for p in Exempt().parameters())
-    assert str(plan).splitlines()[-1] == "440 weights: 41.8 % by adamw, 58.2 % by muon"
+    assert str(plan).splitlines()[-1] == "440 weights: 58.2 % by muon, 41.8 % by adamw"
     frozen = Exempt()
     frozen.tokens.requires_grad_(False)
     assert "36.4 % by nobody (frozen)" in str(muonlab.optimizer(frozen, "muon").plan)
@@ -451,7 +451,7 @@ def test_the_plan_of_any_model_of_transformers(command, tmp_path):
         assert code == 0, err
         assert "model.layers.*.mlp.experts.gate_up_proj (×2)" in out
         assert "8×28672×4096 = 16 × 14336×4096 (bank of 1 dim, split 2 along output)" in out
-        assert out.splitlines()[-1].endswith("% by muon")
+        assert "% by muon, " in out.splitlines()[-1]
     for bad in (str(tmp_path / "none.json"), "no/such"):
         code, out, err = command("plan", "--hf", bad)
         assert (code, out) == (2, "")

@@ -174,3 +174,30 @@ def test_a_declaration_that_is_no_mapping_is_refused_in_words():
     net.specs = lambda: ["weight"]
     with pytest.raises(TypeError, match=r"Linear.specs\(\): expected a mapping"):
         muonlab.optimizer(net, "muon")
+
+
+class MoEBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up = nn.Linear(8, 4, bias=False), nn.Linear(8, 8, bias=False)
+
+
+class LatentAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q_b_proj, self.o_proj = nn.Linear(4, 16, bias=False), nn.Linear(16, 8, bias=False)
+
+
+def test_open_questions_are_named_and_answered_by_one_word():
+    model = nn.ModuleDict({"moe": MoEBlock(), "attention": LatentAttention()})
+    rows = {one.name: one for one in assign(model)}
+    assert rows["moe.gate.weight"].role == "matrix"
+    assert "router: by Muon, as Megatron-LM has it" in rows["moe.gate.weight"].why
+    assert "mla: whole; GLM-5 splits it by head" in rows["attention.q_b_proj.weight"].why
+    assert ":" not in rows["moe.up.weight"].why
+    told = {one.name: one for one in assign(model, {"router": "vector"}, {"mla": {"split": 4}})}
+    assert (told["moe.gate.weight"].role, told["moe.up.weight"].role) == ("vector", "matrix")
+    assert told["moe.gate.weight"].why == "given by the caller as 'router'"
+    assert [one.spec.split for one in told.values()] == [1, 1, 4, 1]
+    with pytest.raises(ValueError, match="'router' matches none"):
+        assign(nn.Linear(4, 4), {"router": "vector"})

@@ -19,6 +19,7 @@ from muonlab.optim.architectures import Known, plain_name, plain_path
 from muonlab.optim.architectures import known as known_of
 from muonlab.optim.ends import first_layers, heads_of
 from muonlab.optim.matrices import PLAIN, MatrixSpec
+from muonlab.optim.questions import question_of
 
 ROLES = ("matrix", "embedding", "head", "vector")
 Owners = list[tuple[nn.Module, str, str]]  # the modules that hold a parameter: module, its path, the parameter's name in it
@@ -39,21 +40,24 @@ def assign(
 ) -> list[Assignment]:
     """One assignment per parameter, in the model's order.
 
-    The caller's `roles` ({pattern: role}, shell patterns on the full name, the last match wins) come first, then what the model
-    declares in `model.roles()` (the same form), then what is known of its architecture, then what its modules show. So with
-    `specs`, {pattern: MatrixSpec or a mapping of its fields, which are added to what is known}, and `model.specs()`. Raises
-    ValueError for a pattern that matches nothing, an unknown role or field, or a `matrix` that is none.
+    The caller's `roles` come first ({pattern: role}: shell patterns on the full name, or the name of a question; the last match
+    wins), then what the model declares in `model.roles()` (the same form), then what is known of its architecture, then what its
+    modules show. So with `specs`, {pattern: MatrixSpec or a mapping of its fields, which are added to what is known}, and
+    `model.specs()`. Raises ValueError for a pattern that matches nothing, an unknown role or field, or a `matrix` that is none.
     """
     named = [(plain_name(name), p) for name, p in model.named_parameters()]
     names = [name for name, _ in named]
     if not names:
         raise ValueError(f"expected a model with parameters, got {type(model).__name__} without any")
-    given = _expand(roles or {}, names, "given by the caller as")
-    from_model = _expand(_declared(model, "roles"), names, "declared by the model as")
     owners = _owners(model)
-    heads, first = heads_of(model), first_layers(model)
     modules = dict(model.named_modules(remove_duplicate=False))
-    entries = {name: known_of(_chain(modules, owners[name]), p) for name, p in named}
+    chains = {name: _chain(modules, owners[name]) for name in names}
+    asked = {name: question for name in names if (question := question_of(chains[name])) is not None}
+    kinds = {question.name: [name for name in asked if asked[name] is question] for question in asked.values()}
+    given = _expand(roles or {}, names, kinds, "given by the caller as")
+    from_model = _expand(_declared(model, "roles"), names, {}, "declared by the model as")
+    heads, first = heads_of(model), first_layers(model)
+    entries = {name: known_of(chains[name], p) for name, p in named}
     found = []
     known: dict[str, MatrixSpec] = {}
     for name, p in named:
@@ -62,11 +66,13 @@ def assign(
     told = set()
     for patterns in (_declared(model, "specs"), specs or {}):
         for pattern, fields in patterns.items():
-            for name in match_pattern(pattern, names):
+            for name in kinds.get(pattern) or match_pattern(pattern, names):
                 told.add(name)
                 known[name] = fields if isinstance(fields, MatrixSpec) else _with_fields(pattern, known[name], fields)
     for name, p in named:
         role, why = given.get(name) or from_model.get(name) or _by_knowledge(entries[name], p, owners[name], heads, first)
+        if name in asked and role == "matrix" and name not in given:
+            why = f"{why}; {asked[name].name}: {asked[name].answer}"
         if role == "matrix":
             try:
                 known[name].shapes(p)
@@ -119,11 +125,13 @@ def match_pattern(pattern: str, names: list[str]) -> list[str]:
     return matched
 
 
-def _expand(patterns: Mapping[str, str], names: list[str], source: str) -> dict[str, tuple[str, str]]:
+def _expand(
+    patterns: Mapping[str, str], names: list[str], kinds: Mapping[str, list[str]], source: str
+) -> dict[str, tuple[str, str]]:
     expanded = {}
     for pattern, role in patterns.items():
         choose("role", role, ROLES)
-        for name in match_pattern(pattern, names):
+        for name in kinds.get(pattern) or match_pattern(pattern, names):
             expanded[name] = (role, f"{source} {pattern!r}")
     return expanded
 
