@@ -96,7 +96,7 @@ def test_optimizers_are_names_that_know_the_rest():
     assert isinstance(normuon.options()["beta2"], inspect.Parameter)
     assert repr(normuon).startswith("<normuon: ")
     assert "beta2=0.95" in repr(normuon)
-    assert pickle.loads(pickle.dumps(normuon)).formula == normuon.formula
+    assert type(pickle.loads(pickle.dumps(normuon))) is str, "a checkpoint holds no class of ours"
     assert json.loads(json.dumps(found)) == list(variants())
     for one in found:
         assert muonlab.optimizer(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6)), one).plan

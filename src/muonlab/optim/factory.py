@@ -71,6 +71,7 @@ def optimizer(
             raise TypeError(f"expected {what} as a mapping {{pattern: value}}, got {patterns!r}")
     model = _unwrapped(model)
     chosen = variant(name)
+    name = chosen.name  # a string and nothing more: it goes into groups, and checkpoints
     main: UpdateRule = chosen.rule(**options)
     lr = chosen.lr if lr is None else lr
     rest, fallback = aux_rule(main, lr, aux, aux_betas, aux_eps)

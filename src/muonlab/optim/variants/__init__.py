@@ -46,8 +46,8 @@ class Variant(str):
         self.name, self.formula, self.source, self.lr, self.factory, self.base = name, formula, source, lr, factory, base
         return self
 
-    def __reduce__(self) -> tuple[Callable[[str], Variant], tuple[str]]:
-        return variant, (self.name,)
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (self.name,)  # in a checkpoint it is the name alone, which torch.load takes with weights_only
 
     def __repr__(self) -> str:
         options = ", ".join(f"{key}={p.default!r}" for key, p in self.options().items())
