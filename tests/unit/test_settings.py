@@ -44,6 +44,8 @@ def recipe(**tables):
         (["optimizer.betas=[0.9, nan]", "optimizer.name=adamw"], ["betas"]),
         (["model.logit_cap=inf"], ["model.logit_cap: expected a finite number"]),
         (["train=3"], ["train: expected a table"]),
+        (['data.files=["a\\u0000b"]'], ["--set data.files: expected text without NUL characters"]),
+        (["scale_steps=0.5", f"train.steps={-(10**400)}"], ["train.steps: expected greater than 0"]),
     ],
 )
 def test_bad_settings_get_one_clear_message(workdir, overrides, messages):
@@ -51,6 +53,11 @@ def test_bad_settings_get_one_clear_message(workdir, overrides, messages):
         load_recipe("tiny.toml", overrides)
     for message in messages:
         assert message in str(caught.value)
+
+
+def test_a_count_that_no_float_holds_is_left_to_the_recipe(workdir):
+    huge = 10**400
+    assert load_recipe("tiny.toml", ["scale_steps=0.5", f"train.steps={huge}"]).train.steps == huge
 
 
 def test_all_problems_come_at_once(workdir):
@@ -65,6 +72,8 @@ def test_all_problems_come_at_once(workdir):
         ("tiny.tml", None, "no such file; did you mean 'tiny.toml'?"),
         ("bad.toml", b"a = ", "bad.toml: not TOML"),
         ("bad.toml", b"\xff\xfe", "expected a TOML file in UTF-8"),
+        ("bad.toml", b'[data]\nfiles = ["a", "b\\u0000"]', "bad.toml: data.files: expected text without NUL characters"),
+        ("bad.toml", b'"a\\u0000b" = 1', "expected text without NUL characters"),
     ],
 )
 def test_bad_files_get_one_clear_message(workdir, name, content, message):

@@ -47,6 +47,9 @@ def _table(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+_EXACT = 2**53  # beyond it a float cannot hold a count
+
+
 def scaled(settings: Mapping[str, Any], factor: float, defaults: Mapping[str, Mapping[str, int | None]]) -> dict[str, Any]:
     """`settings` with every step count multiplied, rounded, and at least 1 (no warm-up stays none). defaults: table -> key ->
     what counts where nothing is said (None: nothing); they name the keys. What is no number stays, for the recipe to complain
@@ -57,7 +60,7 @@ def scaled(settings: Mapping[str, Any], factor: float, defaults: Mapping[str, Ma
             continue
         counts = {key: settings.get(table, {}).get(key, default) for key, default in keys.items()}
         counts = {key: value for key, value in counts.items() if isinstance(value, int) and not isinstance(value, bool)}
-        changed = merge(changed, {table: {key: max(1, round(n * factor)) if n > 0 else n for key, n in counts.items()}})
+        changed = merge(changed, {table: {key: max(1, round(n * factor)) if 0 < n < _EXACT else n for key, n in counts.items()}})
     return changed
 
 

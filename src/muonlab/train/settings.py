@@ -21,7 +21,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """The content of a TOML file. Raises InputError if it is missing, unreadable or malformed."""
     path = Path(path)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        if key := _with_nul(settings):
+            raise InputError(f"{path}: {key}: expected text without NUL characters")
+        return settings
     except FileNotFoundError:
         beside = [p.name for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
         hint = f"; {did_you_mean(path.name, beside)}" if beside else ""
@@ -34,6 +37,16 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: not TOML: {error}") from None
 
 
+def _with_nul(value: Any, key: str = "") -> str:
+    """The first key whose text, or that itself, holds a NUL character, which no path can."""
+    if isinstance(value, dict):
+        value = [(f"{key}.{k}".lstrip("."), [k, v]) for k, v in value.items()]
+        return next(filter(None, (_with_nul(v, k) for k, v in value)), "")
+    if isinstance(value, list):
+        return next(filter(None, (_with_nul(v, key) for v in value)), "")
+    return key.replace("\0", "?") if isinstance(value, str) and "\0" in value else ""
+
+
 def with_overrides(settings: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """`settings` with every "dotted.key=value" applied; values are TOML (numbers, true, [1, 2]) or else plain text."""
     changed = dict(settings)
@@ -41,7 +54,10 @@ def with_overrides(settings: Mapping[str, Any], assignments: Iterable[str]) -> d
         key, equals, text = assignment.partition("=")
         if not equals or not all(key.split(".")):
             raise InputError(f"--set: expected key=value such as optimizer.lr=0.02, got {assignment!r}")
-        changed = merge(changed, nested({key: _value(text)}))
+        value = _value(text)
+        if _with_nul(value, key):
+            raise InputError(f"--set {key}: expected text without NUL characters")
+        changed = merge(changed, nested({key: value}))
     return changed
 
 
