@@ -14,7 +14,7 @@ _HEAD_NAMES = {
     "lm_head", "head", "heads", "unembed", "unembedding", "embed_out", "output_projection", "classifier", "score", "fc", "lm_loss",
     "generator_lm_head", "qa_outputs", "seq_relationship", "decoder_pred", "last_linear", "logits", "cls_classifier",
     "distillation_classifier", "head_dist", "proj_out", "classification_head", "qa_classifier", "AuxLogits", "aux1", "aux2",
-    "aux_classifier",
+    "aux_classifier", "class_labels_classifier", "bbox_predictor", "dense_prediction",
 }  # fmt: skip
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _COLORS = 3
