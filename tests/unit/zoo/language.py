@@ -25,11 +25,7 @@ DENSE = {**TINY, "intermediate_size": 48, "num_key_value_heads": 2}
 MOE = {**TINY, "intermediate_size": 24, "num_key_value_heads": 2, "head_dim": 8}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 6, "mamba_n_groups": 2, "mamba_chunk_size": 8}
 # z and x of 8 heads of 8, B and C of 2 groups of 6, dt of 8 heads
-MAMBA2 = {
-    "*.in_proj.weight": ("matrix", "split (64, 64, 12, 12, 8) along output"),
-    "*.conv1d.weight": V,
-    "*.out_proj.weight": M,
-}
+MAMBA2 = {"*.in_proj.weight": ("matrix", "split (64, 64, 12, 12, 8) along output"), "*.conv1d.weight": V, "*.out_proj.weight": M}
 
 # name -> (model type, config, {pattern: (role, matrices)} for every parameter of two dimensions or more)
 ZOO: dict[str, tuple[str, dict, dict]] = {

@@ -87,8 +87,6 @@ def draw(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Random inputs; what is called ids is tokens, a mask is ones."""
     generator = torch.Generator().manual_seed(1)
     return {
-        name: torch.randint(2, 90, shape, generator=generator)
-        if name.endswith("ids")
-        else torch.randn(shape, generator=generator)
+        name: torch.randint(2, 90, shape, generator=generator) if name.endswith("ids") else torch.randn(shape, generator=generator)
         for name, shape in shapes.items()
     }
