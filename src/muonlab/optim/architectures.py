@@ -255,6 +255,7 @@ KNOWN = (
     Known("*", "D", "vector", None, "skip gains of a state space, not a matrix"),
     Known("*", "relative_position_bias_table", "embedding", None, "a table of relative positions"),
     Known("*", "attention_biases", "embedding", None, "a table of relative positions"),
+    Known("*", "pos_embed.*_rel", "embedding", None, "a table of relative positions"),  # BoTNet
     Known("*", "rel_pos_[hw]", "embedding", None, "a table of relative positions"),
     Known("*", "*pos_embed", "embedding", None, "a table of positions"),
     Known("*", "*position_embedding", "embedding", None, "a table of positions"),
