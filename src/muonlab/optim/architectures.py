@@ -191,6 +191,7 @@ KNOWN = (
     Known("*ParallelExperts", "weight", "matrix", _bank(), "bank of experts"),
     Known("DbrxExpertGLU", "[wv]1", "matrix", _stacked(False), "experts, one below the other"),
     Known("DbrxExpertGLU", "w2", "matrix", _stacked(True), "experts, one below the other, stored (in, out)"),
+    Known("ParamWrapper", "lora_A.*.weight", None, lambda m, p: MatrixSpec(split=m.num_experts), "adapters of experts"),  # peft
     # queries, keys and values in one
     Known("GPTNeoX*Attention", "query_key_value.weight", None, _by_head(lambda m: m.config.num_attention_heads), "q, k, v by head"),
     Known("BloomAttention", "query_key_value.weight", None, _by_head(lambda m: m.num_heads), "q, k, v by head"),
@@ -264,6 +265,7 @@ KNOWN = (
     Known("*", "*pos_embedding", "embedding", None, "a table of positions"),
     Known("*", "position_bias", "embedding", None, "a table of positions"),
     Known("CpmAntSegmentPositionEmbedding", "relative_attention_bias", "embedding", None, "a table of relative positions"),
+    Known("*", "lora_embedding_A.*", "embedding", None, "an adapter's table"),  # peft
     Known("XLNetRelativeAttention", "[qkvor]", "matrix", _square, "(in, heads, width) as a matrix"),
     Known("XLNetRelativeAttention", "seg_embed", "embedding", None, "a table of segments"),
     Known("XLNetRelativeAttention", "r_?_bias", "vector", None, "biases of heads, a row each"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ class Entry(NamedTuple):
     options: dict[str, Any]
     expected: Expected  # for every parameter of two dimensions or more
     task: str = "AutoModelForCausalLM"
-    inputs: Mapping[str, tuple[int, ...]] = {"input_ids": (2, 12)}  # noqa: RUF012 (a table's default)
+    inputs: Mapping[str, tuple[int, ...]] = {"input_ids": (2, 12)}
     idle: tuple[str, ...] = ()  # matrices that may get no gradient from this input
     tied: tuple[str, ...] = ()  # patterns that tying leaves without a parameter
 
@@ -46,8 +47,10 @@ def check_routing(model: nn.Module, expected: Expected, tied: tuple[str, ...] = 
 
 
 def check_steps(model: nn.Module, run: Callable[[nn.Module], Any], idle: tuple[str, ...] = ()) -> None:
-    """Three steps: the loss stays finite, and every matrix that has a gradient moves; all have one but the idle."""
-    optimizer = muonlab.optimizer(model, "muon", lr=0.01)
+    """Three steps: no doubt is raised, the loss stays finite, and every matrix with a gradient moves: all but the idle."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer = muonlab.optimizer(model, "muon", lr=0.01)
     matrices = [one for one in assign(model) if one.role == "matrix" and one.parameter.requires_grad]
     assert matrices
     before = {one.name: one.parameter.detach().clone() for one in matrices}
