@@ -17,6 +17,7 @@ from tests.unit.zoo.language import TINY, ZOO
 
 transformers = pytest.importorskip("transformers")
 
+
 def tiny(name):
     kind, options, _ = ZOO[name]
     torch.manual_seed(0)
@@ -34,7 +35,12 @@ SILENT = {
     "codegen": ("*.qkv_proj", 1, 3), "gpt_bigcode, one key": ("*.attn.c_attn", 2, 3), "gpt_bigcode, heads": ("*.attn.c_attn", 2, 3),
     "gpt2": ("*.attn.c_attn", 2, 3), "mixtral": ("*.experts.gate_up_proj", 1, 2), "gpt_oss": ("*.experts.gate_up_proj", 1, 2),
     "llama4": ("*.experts.gate_up_proj", 1, 2), "qwen3_moe": ("*.experts.gate_up_proj", 1, 2), "mamba2": ("*.in_proj", 1, 5),
-    "mamba": ("*.in_proj", 0, 2),
+    "mamba": ("*.in_proj", 0, 2), "persimmon": ("*.query_key_value", 2, 3), "minimax": ("*.qkv_proj", 2, 3),
+    "dbrx": ("*.Wqkv", 2, 3), "jetmoe": ("*.kv_proj", 1, 2), "deepseek_v3": ("*.kv_b_proj", 1, 2), "glm4": ("*.gate_up_proj", 1, 2),
+    "granitemoehybrid": ("*.shared_mlp.input_linear", 1, 2), "bamba": ("*.in_proj", 1, 5), "falcon_h1": ("*.in_proj", 1, 5),
+    "nemotron_h": ("*.in_proj", 1, 5), "zamba2": ("*.mamba.in_proj", 1, 5), "zamba": ("*.in_proj", 0, 2), "lfm2": ("*.in_proj", 2,
+                                                                                                                   3),
+    "qwen3_next": ("*.in_proj_qkvz", 2, 4), "qwen3_5": ("*.in_proj_qkv", 2, 3),
 }  # fmt: skip
 
 

@@ -102,7 +102,9 @@ ENTRIES = {
         MLM,
     ),
     "t5": Entry(
-        "t5", {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "vocab_size": 96, "feed_forward_proj": "gated-gelu"},
+        "t5",
+        {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "vocab_size": 96,
+         "feed_forward_proj": "gated-gelu"},
         {
             "shared.weight": EMBEDDING,
             "*.relative_attention_bias.weight": EMBEDDING,
@@ -131,8 +133,8 @@ ENTRIES = {
     ),
     "wav2vec2": Entry(
         "wav2vec2",
-        {**TOWER, "vocab_size": 96, "conv_dim": [16, 16], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_conv_pos_embeddings": 8,
-         "num_conv_pos_embedding_groups": 4},
+        {**TOWER, "vocab_size": 96, "conv_dim": [16, 16], "conv_stride": [5, 2], "conv_kernel": [10, 3],
+         "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 4},
         {
             "*.conv_layers.0.conv.weight": EMBEDDING,  # reads the wave
             "*.conv_layers.1.conv.weight": M,
@@ -164,7 +166,8 @@ ENTRIES = {
     ),
     "swin": Entry(
         "swin",
-        {"image_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4, "num_labels": 7},
+        {"image_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4,
+         "num_labels": 7},
         {**VIT, "*.relative_position_bias_table": EMBEDDING, "*.downsample.reduction.weight": M}, CLASSES, PIXELS, tied=MAYBE,
     ),
     "hiera": Entry(

@@ -177,8 +177,8 @@ ZOO: dict[str, tuple[str, dict, dict]] = {
     ),
     "mamba2": (
         "mamba2",
-        {"hidden_size": 32, "num_heads": 8, "head_dim": 8, "state_size": 6, "n_groups": 2, "num_hidden_layers": 2, "chunk_size": 8, "vocab_size": 96,
-         "tie_word_embeddings": False},
+        {"hidden_size": 32, "num_heads": 8, "head_dim": 8, "state_size": 6, "n_groups": 2, "num_hidden_layers": 2,
+         "chunk_size": 8, "vocab_size": 96, "tie_word_embeddings": False},
         {
             "backbone.embeddings.weight": EMBEDDING,
             "lm_head.weight": H,
@@ -202,9 +202,9 @@ ZOO: dict[str, tuple[str, dict, dict]] = {
     ),
     "deepseek_v3": (
         "deepseek_v3",
-        {**MOE, "num_key_value_heads": 4, "head_dim": 4, "moe_intermediate_size": 12, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2,
-         "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 12, "qk_rope_head_dim": 4,
-         "qk_nope_head_dim": 8, "v_head_dim": 6},
+        {**MOE, "num_key_value_heads": 4, "head_dim": 4, "moe_intermediate_size": 12, "n_routed_experts": 4,
+         "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 16,
+         "kv_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 6},
         {
             **MIXTURE,
             "*.self_attn.q_[ab]_proj.weight": M,
@@ -295,8 +295,8 @@ ZOO: dict[str, tuple[str, dict, dict]] = {
     "zamba2": (
         "zamba2",
         {**TINY, "num_hidden_layers": 3, "intermediate_size": 24, "num_key_value_heads": 4, "n_mamba_heads": 8, "mamba_d_state": 6,
-         "mamba_ngroups": 2, "layers_block_type": ["mamba", "mamba", "hybrid"], "adapter_rank": 4, "num_mem_blocks": 1, "chunk_size": 8,
-         "use_shared_attention_adapter": True},
+         "mamba_ngroups": 2, "layers_block_type": ["mamba", "mamba", "hybrid"], "adapter_rank": 4, "num_mem_blocks": 1,
+         "chunk_size": 8, "use_shared_attention_adapter": True},
         {
             "model.embed_tokens.weight": EMBEDDING,
             "*.self_attn.[qkvo]_proj.weight": M,
@@ -347,8 +347,8 @@ ZOO: dict[str, tuple[str, dict, dict]] = {
     ),
     "glm4_moe": (
         "glm4_moe",
-        {**MOE, "moe_intermediate_size": 12, "n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "n_group": 1,
-         "topk_group": 1},
+        {**MOE, "moe_intermediate_size": 12, "n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
+         "n_group": 1, "topk_group": 1},
         {**MIXTURE, "*.mlp.*_proj.weight": M},
     ),
     "cohere": ("cohere", {**DENSE, "eos_token_id": 1}, TIED),
@@ -378,7 +378,8 @@ ZOO: dict[str, tuple[str, dict, dict]] = {
     "phi": (
         "phi",
         {**TINY, "intermediate_size": 48},
-        {"model.embed_tokens.weight": EMBEDDING, "lm_head.weight": H, "*.[qkv]_proj.weight": M, "*.dense.weight": M, "*.fc[12].weight": M},
+        {"model.embed_tokens.weight": EMBEDDING, "lm_head.weight": H, "*.[qkv]_proj.weight": M, "*.dense.weight": M,
+         "*.fc[12].weight": M},
     ),
     "persimmon": (
         "persimmon",
@@ -407,8 +408,8 @@ ZOO: dict[str, tuple[str, dict, dict]] = {
     ),
     "jetmoe": (
         "jetmoe",
-        {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_key_value_heads": 2, "kv_channels": 8, "intermediate_size": 24,
-         "num_local_experts": 4, "num_experts_per_tok": 2},
+        {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_key_value_heads": 2, "kv_channels": 8,
+         "intermediate_size": 24, "num_local_experts": 4, "num_experts_per_tok": 2},
         {
             "model.embed_tokens.weight": EMBEDDING,
             "*.mlp.input_linear.weight": BANK2,

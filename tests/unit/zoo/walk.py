@@ -31,6 +31,15 @@ class Entry(NamedTuple):
     tied: tuple[str, ...] = ()  # patterns that tying leaves without a parameter
 
 
+class Image(NamedTuple):
+    """A model of images, of timm or torchvision."""
+
+    make: Callable[[Any, Any], nn.Module]  # (timm, torchvision.models) -> the model
+    expected: Expected
+    size: int = 32  # of the images; 0: routing alone
+    narrow: int = 1  # training steps with so many times fewer channels
+
+
 def check_routing(model: nn.Module, expected: Expected, tied: tuple[str, ...] = ()) -> None:
     """Every parameter has its role and matrices, and everything that is written down is there."""
     used = set()
