@@ -152,11 +152,13 @@ def _zamba_x(m: Any, p: nn.Parameter) -> MatrixSpec:
 
 
 def _qkv(m: Any, p: nn.Parameter) -> MatrixSpec:
-    """Thirds, but by head where timm's modules say so: a flag, or a head's widths (LeViT, TinyViT, EfficientFormer)."""
+    """Thirds, but by head where timm's modules say so, by a flag or a head's widths (LeViT, TinyViT, EfficientFormer)."""
     if getattr(m, "head_first", False):
         return MatrixSpec(groups=m.num_heads, split=3)
     if hasattr(m, "val_dim"):
         return MatrixSpec(groups=m.num_heads, split=(m.key_dim, m.key_dim, m.val_dim))
+    if hasattr(m, "q_dim"):  # grouped queries of EXAONE's images
+        return MatrixSpec(split=(m.q_dim, m.kv_dim, m.kv_dim))
     whole = 2 if getattr(m, "use_global", False) else 3  # GCViT: the queries come from elsewhere
     return MatrixSpec(split=whole if p.shape[0] == whole * p.shape[1] else 1)
 
@@ -168,8 +170,10 @@ def _kv(m: Any, p: nn.Parameter) -> MatrixSpec:
 
 
 def _gated(m: Any, p: nn.Parameter) -> MatrixSpec:
-    """timm's gated MLPs: fc2 takes half of what fc1 gives."""
-    return MatrixSpec(split=2 if p.shape[0] == 2 * m.fc2.weight.shape[1] else 1)
+    """fc2 takes half of what fc1 gives."""
+    if p.shape[0] != 2 * m.fc2.weight.shape[1]:
+        raise ValueError("no gate")
+    return MatrixSpec(split=2)
 
 
 def _square(m: Any, p: nn.Parameter) -> MatrixSpec:
@@ -223,14 +227,17 @@ KNOWN = (
     Known("*", "kv.weight", None, _kv, "k, v"),
     Known("*", "kv.linear.weight", None, _kv, "k, v"),
     Known("*", "to_qkv.weight", None, _qkv, "q, k, v"),  # torchvision's MaxViT
+    Known("*", "to_kv.weight", None, _kv, "k, v"),
+    Known("*", "qkv_linear.weight", None, _qkv, "q, k, v"),  # LayoutLM 2
+    Known("BarkSelf*Attention", "att_proj.weight", None, _blocks(3), "q, k, v"),
     Known("*", "Wqkv.weight", None, _qkv, "q, k, v"),  # MPT, ModernBERT
     # gate and up in one
     Known("*", "gate_up_proj.weight", None, _blocks(2), "gate and up"),
     Known("ModernBert*MLP", "Wi.weight", None, _blocks(2), "input and gate"),
-    Known("GraniteMoeHybridMLP", "input_linear.weight", None, _blocks(2), "gate and up"),
+    Known("GraniteMoe*MLP", "input_linear.weight", None, _blocks(2), "gate and up"),
     Known("Zamba2MLP", "gate_up_proj_adapter_list.*.1.weight", None, _blocks(2), "gate and up"),
-    Known("GluMlp", "fc1.weight", None, _gated, "gate and up"),  # timm: EVA-02
-    Known("GatedMlp", "fc1.weight", None, _gated, "gate and up"),
+    Known("*", "fc1.weight", None, _gated, "gate and up"),  # timm: EVA-02, gMLP; Moonshine
+    Known("ClvpGatedLinearUnit", "proj.weight", None, _blocks(2), "up and gate"),
     # recurrent layers
     Known("Mamba2Mixer", "in_proj.weight", None, _mamba2, "z, x, B, C, dt"),
     Known("BambaMixer", "in_proj.weight", None, _mamba2, "z, x, B, C, dt"),

@@ -131,6 +131,22 @@ ENTRIES = {
         },
         "AutoModelForSpeechSeq2Seq", {"input_features": (2, 8, 32), "decoder_input_ids": (2, 8)},
     ),
+    "moonshine": Entry(
+        "moonshine",
+        {"hidden_size": 32, "intermediate_size": 48, "encoder_num_hidden_layers": 1, "decoder_num_hidden_layers": 1,
+         "encoder_num_attention_heads": 4, "decoder_num_attention_heads": 4, "vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1,
+         "eos_token_id": 1},
+        {
+            "model.encoder.conv1.weight": EMBEDDING,  # reads the wave
+            "model.encoder.conv[23].weight": M,
+            "*.embed_tokens.weight": EMBEDDING,
+            "*_attn.[qkvo]_proj.weight": M,
+            "model.encoder.*.mlp.fc[12].weight": M,
+            "model.decoder.*.mlp.fc1.weight": GATE_UP,
+            "model.decoder.*.mlp.fc2.weight": M,
+        },
+        "AutoModelForSpeechSeq2Seq", {"input_values": (2, 2000), "decoder_input_ids": (2, 8)},
+    ),
     "wav2vec2": Entry(
         "wav2vec2",
         {**TOWER, "vocab_size": 96, "conv_dim": [16, 16], "conv_stride": [5, 2], "conv_kernel": [10, 3],

@@ -274,6 +274,20 @@ ZOO: dict[str, tuple[str, dict, dict]] = {
             **MAMBA2,
         },
     ),
+    "granitemoeshared": (
+        "granitemoeshared",
+        {**DENSE, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 20},
+        {
+            "model.embed_tokens.weight": EMBEDDING,
+            "lm_head.weight": H,
+            "*.self_attn.[qkvo]_proj.weight": M,
+            "*.router.weight": M,
+            "*.experts.gate_up_proj": BANK2,
+            "*.experts.down_proj": BANK,
+            "*.shared_mlp.input_linear.weight": GATE_UP,
+            "*.shared_mlp.output_linear.weight": M,
+        },
+    ),
     "bamba": ("bamba", {**DENSE, **MAMBA, "attn_layer_indices": [1]}, {**ATTENTION, "*.feed_forward.*_proj.weight": M, **MAMBA2}),
     "falcon_h1": ("falcon_h1", {**MOE, **MAMBA, "mamba_d_ssm": 64}, {**ATTENTION, "*.feed_forward.*_proj.weight": M, **MAMBA2}),
     "nemotron_h": (
