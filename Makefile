@@ -43,8 +43,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # What only tests need: the frameworks of tests/clients, TensorBoard, the libraries of the Hugging Face hub, and Triton, whose
 # interpreter runs the kernels. Half of the install.
+# timm and torchvision go into a folder of their own, without what they need, which is here: torchvision's wheel is built for CUDA and
+# does not import beside a CPU build of torch, and transformers, which imports it where it finds it, would not either. One test reads
+# them: tests/unit/zoo/vision.py.
 $(CLIENTS): $(INSTALLED)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,clients,hf,kernels]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/vision \
+	  torchvision timm
 	@touch $(CLIENTS)
 
 clean:

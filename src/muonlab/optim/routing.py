@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,7 @@ from muonlab.optim.matrices import PLAIN, MatrixSpec
 from muonlab.optim.questions import question_of
 
 ROLES = ("matrix", "embedding", "head", "vector")
+_ADAPTER = re.compile(r"\.lora_B\.[^.]+\.weight$")
 Owners = list[tuple[nn.Module, str, str]]  # the modules that hold a parameter: module, its path, the parameter's name in it
 
 
@@ -63,6 +65,7 @@ def assign(
     for name, p in named:
         entry = entries[name]
         known[name] = _spec_by_structure(name, p, owners[name]) if entry is None or entry[1] is None else entry[1]
+    known.update(_of_adapters(known))
     told = set()
     for patterns in (_declared(model, "specs"), specs or {}):
         for pattern, fields in patterns.items():
@@ -114,6 +117,16 @@ def _spec_by_structure(name: str, p: nn.Parameter, owners: Owners) -> MatrixSpec
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups > 1 and p.ndim > 2:
             return MatrixSpec(split=module.groups)
     return PLAIN
+
+
+def _of_adapters(known: Mapping[str, MatrixSpec]) -> dict[str, MatrixSpec]:
+    """What LoRA adds to a fused layer is fused alike: B's outputs are the layer's. They are stored (out, rank) for any layer."""
+    found = {}
+    for name, spec in known.items():
+        base = known.get(_ADAPTER.sub(".base_layer.weight", name), PLAIN) if _ADAPTER.search(name) else PLAIN
+        if base.split != 1 and base.axis == "output" and spec == PLAIN and not base.batch_dims:
+            found[name] = MatrixSpec(split=base.split, groups=base.groups)
+    return found
 
 
 def match_pattern(pattern: str, names: list[str]) -> list[str]:
