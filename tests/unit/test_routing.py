@@ -193,7 +193,7 @@ def test_open_questions_are_named_and_answered_by_one_word():
     rows = {one.name: one for one in assign(model)}
     assert rows["moe.gate.weight"].role == "matrix"
     assert "router: by Muon, as Megatron-LM has it" in rows["moe.gate.weight"].why
-    assert "mla: whole; GLM-5 splits it by head" in rows["attention.q_b_proj.weight"].why
+    assert "GLM-5 has one for each head" in rows["attention.q_b_proj.weight"].why
     assert ":" not in rows["moe.up.weight"].why
     told = {one.name: one for one in assign(model, {"router": "vector"}, {"mla": {"split": 4}})}
     assert (told["moe.gate.weight"].role, told["moe.up.weight"].role) == ("vector", "matrix")

@@ -34,7 +34,7 @@ QUESTIONS = (
     Question(
         "mla",
         (("*Attention", "q_b_proj.weight"), ("*Attention", "kv_b_proj.weight")),
-        "whole; GLM-5 splits it by head ('Muon Split'): specs={'mla': {'split': heads}}",
+        "as few matrices as it holds; GLM-5 has one for each head ('Muon Split'): specs={'mla': {'groups': 1, 'split': heads}}",
     ),
     Question(
         "lora",

@@ -36,7 +36,7 @@ class Shared:
         """Rows of the tensor of that name; one row without its dimension."""
         whole = self.tensors()[name]
         rows = whole[start] if count == 1 else whole[start : start + count]
-        if whole.device.type in _SLICED:
+        if whole.untyped_storage().device.type in _SLICED:  # of a tensor whose memory is only counted: none of these
             size = rows.numel() * rows.element_size()
             begin = rows.storage_offset() * rows.element_size()
             storage = whole.untyped_storage()[begin : begin + size]
