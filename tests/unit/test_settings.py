@@ -44,7 +44,7 @@ def recipe(**tables):
         (["optimizer.betas=[0.9, nan]", "optimizer.name=adamw"], ["betas"]),
         (["model.logit_cap=inf"], ["model.logit_cap: expected a finite number"]),
         (["train=3"], ["train: expected a table"]),
-        (['data.files=["a\\u0000b"]'], ["--set data.files: expected text without NUL characters"]),
+        (['data.files=["a\\u0000b"]'], ["--set 'data.files': expected text without NUL characters"]),
         (["scale_steps=0.5", f"train.steps={-(10**400)}"], ["train.steps: expected greater than 0"]),
     ],
 )
@@ -72,7 +72,7 @@ def test_all_problems_come_at_once(workdir):
         ("tiny.tml", None, "no such file; did you mean 'tiny.toml'?"),
         ("bad.toml", b"a = ", "bad.toml: not TOML"),
         ("bad.toml", b"\xff\xfe", "expected a TOML file in UTF-8"),
-        ("bad.toml", b'[data]\nfiles = ["a", "b\\u0000"]', "bad.toml: data.files: expected text without NUL characters"),
+        ("bad.toml", b'[data]\nfiles = ["a", "b\\u0000"]', "bad.toml: 'data.files': expected text without NUL characters"),
         ("bad.toml", b'"a\\u0000b" = 1', "expected text without NUL characters"),
     ],
 )

@@ -62,6 +62,8 @@ def check_scalars(group: dict[str, Any]) -> None:
 def check_parameter(name: str, p: Tensor, rule: UpdateRule, spec: MatrixSpec) -> None:
     if p.is_complex() and (rule.matrices or spec.norm_axis is not None):
         raise ValueError(f"{name}: expected a real matrix, got {p.dtype}: an elementwise rule such as 'adamw' can train it")
+    if p.dtype == torch.complex32:
+        raise ValueError(f"{name}: expected complex64 or complex128, got {p.dtype}: its state would overflow")
     if rule.matrices:
         try:
             spec.matrices(p)

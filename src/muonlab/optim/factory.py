@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,7 +28,7 @@ AUX_LR = 3e-3  # AdamW on embeddings, head and vectors beside a Muon: modded-nan
 
 
 def optimizer(
-    model: nn.Module | None = None,
+    model: nn.Module = ...,  # pyright: ignore[reportArgumentType]
     name: OptimizerName | str = "muon",
     *,
     lr: float | None = None,
@@ -62,10 +63,11 @@ def optimizer(
     Without any argument it returns itself: so does transformers' Trainer call what is no Optimizer class, before it gives the model
     and the options: optimizer_cls_and_kwargs=(muonlab.optimizer, {"name": "muon", "lr": 0.02}).
     """
-    if model is None and name == "muon" and not options and lr is None:
+    if model is ... and _alone(locals()):
         return _under_trainer  # pyright: ignore[reportReturnType]
     if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a model (an nn.Module), got {type(model).__name__}; Optimizer takes parameters and groups")
+        got = "none" if model is ... else type(model).__name__
+        raise TypeError(f"expected a model (an nn.Module), got {got}; Optimizer takes parameters and groups")
     for what, patterns in (("roles", roles), ("specs", specs), ("lr_mul", lr_mul), ("wd_mul", wd_mul)):
         if patterns is not None and not isinstance(patterns, Mapping):
             raise TypeError(f"expected {what} as a mapping {{pattern: value}}, got {patterns!r}")
@@ -108,9 +110,15 @@ def optimizer(
     return Optimizer(groups, rules, lr=lr, weight_decay=weight_decay, nonfinite=nonfinite, exact_bf16=exact_bf16)
 
 
+def _alone(given: Mapping[str, Any]) -> bool:
+    """Whether the function was called without any argument."""
+    defaults = inspect.signature(optimizer).parameters.values()
+    return all(given[p.name] == ({} if p.kind is p.VAR_KEYWORD else p.default) for p in defaults)
+
+
 def _under_trainer(model: nn.Module, **options: Any) -> Optimizer:
     """For transformers' Trainer, whose own learning rate does not come along."""
-    if "lr" not in options:
+    if options.get("lr") is None:
         lr = variant(options.get("name", "muon")).lr
         remedy = 'give "lr" (and "aux_lr") in optimizer_cls_and_kwargs'
         warnings.warn(f"TrainingArguments.learning_rate is not read: matrices train at {lr:g}; {remedy}", UserWarning, stacklevel=2)

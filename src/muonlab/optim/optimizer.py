@@ -66,7 +66,7 @@ class Optimizer(torch.optim.Optimizer):
         self._missed: Tensor | None = None  # those that only the device saw
         self._in_a_row = 0
         self._exact = exact_bf16
-        self.rules: dict[str, UpdateRule] = dict(rules) if isinstance(rules, Mapping) else {"rule": rules}
+        self.rules: dict[str, UpdateRule] = {str(k): r for k, r in rules.items()} if isinstance(rules, Mapping) else {"rule": rules}
         self._about: dict[Tensor, tuple[MatrixSpec, str, str]] = {}  # parameter -> spec, role, why
         self._members: list[list[Tensor]] = []  # of each group, when it was last looked at
         self._stacks: list[Stack] | None = None
@@ -139,6 +139,8 @@ class Optimizer(torch.optim.Optimizer):
         spec, role, why = group.pop("spec", None), group.pop("role", "matrix"), group.pop("why", "given by the caller")
         for name, default in self._given.items():
             group.setdefault(name, default)
+        if isinstance(group.get("rule"), str):
+            group["rule"] = str(group["rule"])  # a string and nothing more: it goes into checkpoints
         rule = self.rule_of(group)
         for name, initial in rule.scalars().items():
             group.setdefault(name, initial)
@@ -279,7 +281,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, and `skipped`."""
-        return super().state_dict() | {"skipped": self.skipped}
+        found = super().state_dict()
+        found.setdefault("skipped", self.skipped)  # a hook may have said otherwise
+        return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` returned, by parameter name where both sides have names, else by position.
@@ -298,7 +302,7 @@ class Optimizer(torch.optim.Optimizer):
         self.state.clear()
         self.state.update(state)
         self._stacks, self._lives = None, []
-        self.skipped = state_dict.get("skipped", 0)  # torch's, and ours of before, have none
+        self.skipped = state_dict.get("skipped") or 0  # torch's, and ours of before, have none
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 
@@ -320,6 +324,8 @@ class Optimizer(torch.optim.Optimizer):
         """How a parameter is stored, its role, and why."""
         if p not in self._about:
             self._adopt()
+        if p not in self._about:
+            raise ValueError(f"expected a parameter of this optimizer, got another tensor of shape {tuple(p.shape)}")
         return self._about[p]
 
     @property
@@ -337,5 +343,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         from muonlab.optim.audit import Audit
 
-        self._audit = Audit(self, layers=layers)
-        return self._audit
+        audit = Audit(self, layers=layers)
+        if self._audit is not None:
+            self._audit.close("another audit has taken its place")
+        self._audit = audit
+        return audit

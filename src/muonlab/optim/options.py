@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal, TypedDict
 
 from muonlab.optim.polar import Orthogonalizer
@@ -63,36 +64,48 @@ class Options(TypedDict, total=False):
     every: int  # soap_muon
 
 
-# What other libraries' options are called here: torch.optim.Muon, KellerJordan/Muon, dion, Moonlight, Emerging-Optimizers.
-_STEPS = "orthogonalizer, as orthogonalizer='keller5' or muonlab.optim.orthogonalizer('keller5', steps=...)"
-_ROLES = "decided for each parameter by muonlab.optimizer(model, ...), and by roles={pattern: role} where you know better"
-_ELSEWHERE = {
+# What other libraries' options are called here (torch.optim.Muon, KellerJordan/Muon, dion, Moonlight, Emerging-Optimizers): the option,
+# and what is said of it.
+_STEPS = ("orthogonalizer", ", as orthogonalizer='keller5' or muonlab.optim.orthogonalizer('keller5', steps=...)")
+_METHOD = ("orthogonalizer", ", by a name of muonlab.optim.orthogonalizers()")
+_BETAS = ("aux_betas", ", AdamW's on embeddings, head and vectors; a Muon has momentum")
+_EPS = ("aux_eps", ", AdamW's on embeddings, head and vectors")
+_ROLES = ("roles", "={pattern: role} where you know better than muonlab.optimizer(model, ...), which decides for each parameter")
+_ELSEWHERE: dict[str, tuple[str, str]] = {
     **dict.fromkeys(
         ("ns_steps", "newton_schulz_steps", "num_ns_steps", "backend_steps", "ns_coefficients", "coefficient_type"), _STEPS
     ),
+    **dict.fromkeys(("backend", "use_polar_express", "newton_schulz_func"), _METHOD),
     **dict.fromkeys(
-        ("backend", "use_polar_express", "newton_schulz_func"), "orthogonalizer, by a name of muonlab.optim.orthogonalizers()"
+        ("adjust_lr_fn", "adjust_lr", "scale_mode"), ("scale", ": 'aspect' (their 'original'), 'match_adamw_rms' or 'rms_to_rms'")
     ),
-    **dict.fromkeys(
-        ("adjust_lr_fn", "adjust_lr", "scale_mode"), "scale: 'aspect' (their 'original'), 'match_adamw_rms' or 'rms_to_rms'"
-    ),
-    "rms_scale": "scale='match_adamw_rms'",
-    **dict.fromkeys(
-        ("betas", "adam_betas", "adamw_betas"), "aux_betas, AdamW's on embeddings, head and vectors; a Muon has momentum"
-    ),
-    **dict.fromkeys(("eps", "epsilon", "adam_eps", "adamw_eps"), "aux_eps, AdamW's on embeddings, head and vectors"),
-    **dict.fromkeys(("adam_lr", "adamw_lr", "scalar_lr", "embed_lr", "head_lr"), "aux_lr: a number, or {role: number}"),
-    **dict.fromkeys(("adam_wd", "adamw_wd", "adam_weight_decay", "adamw_weight_decay"), "aux_weight_decay"),
+    "rms_scale": ("scale", "='match_adamw_rms'"),
+    **dict.fromkeys(("betas", "adam_betas", "adamw_betas"), _BETAS),
+    **dict.fromkeys(("eps", "epsilon", "adam_eps", "adamw_eps"), _EPS),
+    **dict.fromkeys(("adam_lr", "adamw_lr", "scalar_lr", "embed_lr", "head_lr"), ("aux_lr", ": a number, or {role: number}")),
+    **dict.fromkeys(("adam_wd", "adamw_wd", "adam_weight_decay", "adamw_weight_decay"), ("aux_weight_decay", "")),
     **dict.fromkeys(("use_muon", "muon_params", "adamw_params", "adam_params", "algorithm"), _ROLES),
-    **dict.fromkeys(("learning_rate", "muon_lr", "matrix_lr"), "lr"),
-    **dict.fromkeys(("wd", "muon_wd", "muon_weight_decay"), "weight_decay"),
-    **dict.fromkeys(("mu", "beta", "beta1", "muon_momentum", "muon_beta"), "momentum"),
-    **dict.fromkeys(("cautious_wd", "cautious"), "decay='cautious'"),
-    **dict.fromkeys(("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused"), "not there: leave it out"),
-    **dict.fromkeys(("flatten", "num_heads", "split_heads", "qkv_split"), "a parameter's spec: specs={pattern: {'split': ...}}"),
+    **dict.fromkeys(("learning_rate", "muon_lr", "matrix_lr"), ("lr", "")),
+    **dict.fromkeys(("wd", "muon_wd", "muon_weight_decay"), ("weight_decay", "")),
+    **dict.fromkeys(("mu", "beta", "beta1", "muon_momentum", "muon_beta"), ("momentum", "")),
+    **dict.fromkeys(("cautious_wd", "cautious"), ("decay", "='cautious'")),
+    **dict.fromkeys(
+        ("flatten", "num_heads", "split_heads", "qkv_split"), ("specs", "={pattern: {'split': ...}}, how it is stored")
+    ),
 }
+_NOT_THERE = ("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused")
+_ARGUMENTS = ("lr", "weight_decay", "roles", "specs")  # of muonlab.optimizer, for every optimizer
 
 
-def elsewhere(option: str) -> str:
-    """What another library's option is called here, in words; nothing for what no library has."""
-    return f"here that is {_ELSEWHERE[option]}" if option in _ELSEWHERE else ""
+def elsewhere(option: str, own: Collection[str]) -> str:
+    """What another library's option is called here, in words, for an optimizer with these options of its own; nothing where there is
+    no such thing."""
+    if option in _NOT_THERE:
+        return "there is no such option here, leave it out"
+    here, words = _ELSEWHERE.get(option, ("", ""))
+    plain = here.removeprefix("aux_")
+    if plain != here:
+        if plain in (*own, *_ARGUMENTS) and "orthogonalizer" not in own:  # the rest is trained as the matrices are
+            return f"here that is {plain}"
+        return f"here that is {here}{words}" if "orthogonalizer" in own else ""
+    return f"here that is {here}{words}" if here in own or here in _ARGUMENTS else ""

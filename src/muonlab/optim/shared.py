@@ -61,8 +61,11 @@ class Part:
     """A part, without holding it."""
 
     def __init__(self, rows: Tensor) -> None:
-        self._rows, self._address = weakref.ref(rows), rows.data_ptr()
+        self._rows, self._shape = weakref.ref(rows), rows.shape
+        self._address = rows.data_ptr() if rows.untyped_storage().device.type in _SLICED else None
 
-    def is_there(self, found: object) -> bool:
+    def is_there(self, found: Tensor | None) -> bool:
         """Whether `found` is this part, in its memory still: `.data` may have been given another."""
-        return found is not None and found is self._rows() and found.data_ptr() == self._address  # pyright: ignore[reportAttributeAccessIssue]
+        if found is None or found is not self._rows() or found.shape != self._shape:
+            return False
+        return self._address is None or found.data_ptr() == self._address

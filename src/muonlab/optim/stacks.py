@@ -18,6 +18,7 @@ from muonlab.optim.shadow import MANTISSA
 from muonlab.optim.shared import Part, Shared
 
 HALF = (torch.bfloat16, torch.float16)
+_PARTS = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 MULTIPLIERS: dict[str, str] = {"lr": "lr_mul", "weight_decay": "wd_mul"}
 
@@ -40,7 +41,7 @@ class Member:
     def matrices(self, tensor: Tensor) -> list[Tensor]:
         """The matrices of the parameter, or of a tensor shaped like it (its gradient): views."""
         if self.spec is None:
-            return [torch.view_as_real(tensor) if tensor.is_complex() else tensor]
+            return [torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor]
         found = self.spec.matrices(tensor)
         return found if len(found) == len(self.which) else [found[i] for i in self.which]
 
@@ -186,7 +187,7 @@ def state_dtype(p: Tensor) -> torch.dtype:
 def numbers_dtype(p: Tensor) -> torch.dtype:
     """What a rule computes in: the same, of complex parameters that of their real and imaginary parts."""
     dtype = state_dtype(p)
-    return dtype.to_real() if dtype.is_complex else dtype
+    return _PARTS.get(dtype, dtype)
 
 
 def members_of(p: Tensor, place: int, rule: UpdateRule, spec: MatrixSpec) -> list[tuple[tuple[int, ...], Member]]:

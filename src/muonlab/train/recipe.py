@@ -121,7 +121,7 @@ class OptimizerConfig(BaseModel):
         extra = self.model_extra or {}
         known = [*type(self).model_fields, *options]
         unknown = [key for key in extra if key not in options]
-        problems = [f"{key}: unknown key for {self.name}; {elsewhere(key) or did_you_mean(key, known)}" for key in unknown]
+        problems = [f"{key}: unknown key for {self.name}; {elsewhere(key, options) or did_you_mean(key, known)}" for key in unknown]
         problems += [_wrong_type(key, extra[key], options[key]) for key in extra if key in options]
         if not any(problems):
             try:

@@ -22,8 +22,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        if key := _with_nul(settings):
-            raise InputError(f"{path}: {key}: expected text without NUL characters")
+        if (key := _with_nul(settings)) is not None:
+            raise InputError(f"{path}: {key!r}: expected text without NUL characters")
         return settings
     except FileNotFoundError:
         beside = [p.name for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
@@ -37,14 +37,14 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: not TOML: {error}") from None
 
 
-def _with_nul(value: Any, key: str = "") -> str:
+def _with_nul(value: Any, key: str = "") -> str | None:
     """The first key whose text, or that itself, holds a NUL character, which no path can."""
     if isinstance(value, dict):
-        value = [(f"{key}.{k}".lstrip("."), [k, v]) for k, v in value.items()]
-        return next(filter(None, (_with_nul(v, k) for k, v in value)), "")
+        found = [key for key in value if "\0" in key] or [_with_nul(v, f"{key}.{k}".lstrip(".")) for k, v in value.items()]
+        return next((name for name in found if name is not None), None)
     if isinstance(value, list):
-        return next(filter(None, (_with_nul(v, key) for v in value)), "")
-    return key.replace("\0", "?") if isinstance(value, str) and "\0" in value else ""
+        return next((found for v in value if (found := _with_nul(v, key)) is not None), None)
+    return key if isinstance(value, str) and "\0" in value else None
 
 
 def with_overrides(settings: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
@@ -55,8 +55,8 @@ def with_overrides(settings: Mapping[str, Any], assignments: Iterable[str]) -> d
         if not equals or not all(key.split(".")):
             raise InputError(f"--set: expected key=value such as optimizer.lr=0.02, got {assignment!r}")
         value = _value(text)
-        if _with_nul(value, key):
-            raise InputError(f"--set {key}: expected text without NUL characters")
+        if "\0" in key or _with_nul(value, key) is not None:
+            raise InputError(f"--set {key!r}: expected text without NUL characters")
         changed = merge(changed, nested({key: value}))
     return changed
 

@@ -43,11 +43,14 @@ class Variant(str):
         base: Callable[..., UpdateRule] | None = None,
     ) -> Variant:
         self = super().__new__(cls, name)
-        self.name, self.formula, self.source, self.lr, self.factory, self.base = name, formula, source, lr, factory, base
+        vars(self).update(name=name, formula=formula, source=source, lr=lr, factory=factory, base=base)
         return self
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{self.name}.{name}: an optimizer's description is one for all and does not change")
+
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        return str, (self.name,)  # in a checkpoint it is the name alone, which torch.load takes with weights_only
+        return str, (self.name,)  # pickled as its name alone
 
     def __repr__(self) -> str:
         options = ", ".join(f"{key}={p.default!r}" for key, p in self.options().items())
@@ -65,7 +68,7 @@ class Variant(str):
     def rule(self, **options: Any) -> UpdateRule:
         """The rule with these options. Raises ValueError for an option that this variant does not have."""
         for option in options:
-            if option not in self.options() and (word := elsewhere(option)):
+            if option not in self.options() and (word := elsewhere(option, self.options())):
                 raise ValueError(f"unknown option of optimizer {self.name!r}: {option!r}; {word}")
             choose(f"option of optimizer {self.name!r}:", option, self.options())
         return self.factory(**options)
