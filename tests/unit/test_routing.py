@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 import muonlab
@@ -199,5 +200,11 @@ def test_open_questions_are_named_and_answered_by_one_word():
     assert (told["moe.gate.weight"].role, told["moe.up.weight"].role) == ("vector", "matrix")
     assert told["moe.gate.weight"].why == "given by the caller as 'router'"
     assert [one.spec.split for one in told.values()] == [1, 1, 4, 1]
-    with pytest.raises(ValueError, match="'router' matches none"):
+    with pytest.raises(ValueError, match=r"'router' \(a question's name: no parameter belongs to it\) matches none"):
         assign(nn.Linear(4, 4), {"router": "vector"})
+    slower = muonlab.optimizer(model, "muon", lr=0.1, lr_mul={"router": 0.5}).plan
+    assert {row.name: row.lr for row in slower if "gate" in row.name} == {"moe.gate.weight": 0.05}
+    called = nn.ModuleDict({"moe": MoEBlock()})
+    called.register_parameter("router", nn.Parameter(torch.randn(8, 8)))
+    roles = {one.name: one.role for one in assign(called, {"router": "vector"})}
+    assert roles == {"router": "vector", "moe.gate.weight": "matrix", "moe.up.weight": "matrix"}

@@ -174,6 +174,22 @@ def test_complex_parameters_train_as_torchs(kind):
             torch.testing.assert_close(a.state[p][key], value, check_dtype=False)
 
 
+def test_complex_parameters_in_one_graph_and_conjugate_gradients():
+    p = nn.Parameter(torch.randn(3, 4, dtype=torch.complex64, generator=torch.Generator().manual_seed(0)))
+    optimizer = Optimizer([p], variant("adamw").rule(), lr=0.01)
+    step = torch.compile(optimizer.step, fullgraph=True, backend="eager")
+    before = p.detach().clone()
+    p.grad = torch.ones_like(p)
+    step()
+    optimizer.zero_grad()
+    (p.conj() @ torch.ones(4, dtype=torch.complex64)).abs().sum().backward()
+    assert p.grad.is_conj()
+    optimizer.step()
+    assert not torch.equal(before, p)
+    with pytest.raises(ValueError, match="expected complex64 or complex128"):
+        Optimizer([nn.Parameter(torch.zeros(2, dtype=torch.complex32))], variant("adamw").rule(), lr=0.1)
+
+
 def test_a_model_with_complex_matrices_is_routed():
     class Spectral(nn.Module):
         def __init__(self):

@@ -130,6 +130,7 @@ def test_a_step_that_is_left_out():
         optimizer.step()
     assert audit.left_out
     assert audit.summary == "the step was left out"
+    assert {row.what for row in audit.rows} == {"left out"}
     assert "nothing was changed" in audit.doubts[0]
     assert all(row.update == 0 for row in audit.rows)
 
@@ -138,19 +139,19 @@ def test_steps_that_are_too_long_too_short_or_dead():
     model = Tiny()
     far = "\n".join(stepped(model, muonlab.optimizer(model, "muon", lr=2.0)).doubts)
     assert "blocks.0.weight" in far
-    assert "moved far in one step: lower its learning rate" in far
+    assert "moved by so much of its size in one step: lower its learning rate" in far
     still = Tiny().to(torch.bfloat16)
     doubts = stepped(still, muonlab.optimizer(still, "muon", lr=1e-6, aux_lr=1e-7)).doubts
-    assert any("stays as it is in most entries" in sentence for sentence in doubts)
+    assert any("so many entries stay as they are" in sentence for sentence in doubts)
     exact = Tiny().to(torch.bfloat16)
     audit = stepped(exact, muonlab.optimizer(exact, "muon", lr=1e-6, aux_lr=1e-7, exact_bf16=True))
-    assert not any("stays as it is" in sentence for sentence in audit.doubts)
+    assert not any("stay as they are" in sentence for sentence in audit.doubts)
     dead = Tiny()
     with torch.no_grad():
         dead.blocks[0].bias[:6] = -1e3
     audit = stepped(dead, muonlab.optimizer(dead, "muon"))
     assert row_of(audit, "blocks.0.weight").dead == 0.75
-    assert "blocks.0.weight (75 %): has outputs without a gradient (dead units?)" in audit.doubts
+    assert "blocks.0.weight (75 %): so many of its outputs have no gradient (dead units?)" in audit.doubts
     assert row_of(audit, "blocks.0.weight").orthogonalized
 
 
@@ -167,9 +168,11 @@ def test_some_layers_of_many():
     optimizer.step()
     assert [row.name for row in audit.rows if row.name.endswith("weight")] == [f"layers.{i}.weight" for i in (0, 4, 8)]
     assert str(audit).count("layers.*.weight (×3)") == 1
-    with pytest.raises(ValueError, match="layers >= 1"):
+    with pytest.raises(ValueError, match="layers to be a whole number >= 1"):
         optimizer.audit(layers=0)
-    assert str(optimizer.audit()) == "no step was taken yet: this audit looks at the next one"
+    assert str(optimizer.audit()).startswith("nothing was looked at: no step was taken yet; the next one is looked at")
+    with pytest.raises(ValueError, match="layers"):
+        optimizer.audit(layers=2.5)
 
 
 def test_a_matrix_too_large_for_all_of_its_singular_values(monkeypatch):
@@ -197,6 +200,82 @@ def test_a_closure_and_a_deep_copy():
     assert {row.what for row in audit.rows} == {"stepped"}
     optimizer.audit()
     copy.deepcopy(optimizer).step()
+
+
+@pytest.mark.parametrize("lr", [0.02, 1e-3, 1e-4])
+def test_exact_bfloat16_is_looked_at_in_full(lr):
+    """What is missing in the weights lies in the state. In plain bfloat16 rounding takes the update: nothing else is blamed."""
+    start, draw = torch.randn(32, 32, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    weights = {"exact": nn.Parameter(start.bfloat16()), "plain": nn.Parameter(start.bfloat16())}
+    weights["full"] = nn.Parameter(start.bfloat16().float())
+    rule = variant("muon").rule(orthogonalizer="svd")
+    optimizers = {name: Optimizer([("w", p)], rule, lr=lr, exact_bf16=name == "exact") for name, p in weights.items()}
+    for _ in range(2):
+        grad = torch.randn(32, 32, generator=draw).bfloat16()
+        audits = {}
+        for name, p in weights.items():
+            audits[name] = optimizers[name].audit()
+            p.grad = grad.to(p.dtype)
+            optimizers[name].step()
+        exact, full, plain = (audits[name].rows[0] for name in ("exact", "full", "plain"))
+        assert exact.update == pytest.approx(full.update, rel=1e-3)
+        assert exact.sigma == pytest.approx(full.sigma, abs=1e-2)
+        assert exact.orthogonalized
+        assert exact.still is None
+        assert audits["exact"].doubts == audits["full"].doubts == []
+    assert not any("orthogonal" in sentence or "did not move" in sentence for sentence in audits["plain"].doubts)
+    assert lr == 0.02 or plain.still > 0.5
+
+
+def test_what_sgd_steps_had_a_gradient_and_what_is_frozen_may_have_moved():
+    model = Tiny()
+    optimizer = muonlab.optimizer(model, "muon", aux="sgd")
+    stepped(model, optimizer)
+    loss_of(model, batches(1)[0]).backward()
+    model.norm.bias.grad = None
+    model.norm.weight.requires_grad_(False)
+    audit = optimizer.audit()
+    optimizer.step()
+    assert row_of(audit, "norm.bias").what == "no gradient"
+    assert "norm.weight: frozen, yet stepped by an old gradient: zero_grad() first" in audit.doubts
+
+
+def test_a_loss_scale_is_no_clipping():
+    model = Tiny()
+    optimizer = muonlab.optimizer(model, "muon")
+    audit = optimizer.audit()
+    (loss_of(model, batches(1)[0]) * 2.0**14).backward()
+    for p in model.parameters():
+        p.grad /= 2.0**14
+    optimizer.step()
+    assert audit.clipped is None
+    assert audit.doubts == []
+
+
+def test_hooks_do_not_stay():
+    model = Tiny()
+    optimizer = muonlab.optimizer(model, "muon")
+    first = optimizer.audit()
+    second = optimizer.audit()
+    assert "another audit has taken its place" in str(first)
+    assert all(len(p._post_accumulate_grad_hooks) == 1 for p in model.parameters())
+    del optimizer, second
+    assert all(not p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def test_a_gradient_of_zeros_and_what_cannot_be_looked_at_end_no_step():
+    p = nn.Parameter(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))
+    optimizer = Optimizer([p], variant("muon").rule(), lr=0.1, weight_decay=0.1)
+    audit = optimizer.audit()
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert audit.rows[0].orthogonalized is None
+    meta = nn.Parameter(torch.empty(4, 4, device="meta"))
+    optimizer = Optimizer([meta], variant("muon").rule(), lr=0.1, nonfinite="ignore")
+    audit = optimizer.audit()
+    meta.grad = torch.empty_like(meta)
+    optimizer.step()
+    assert "nothing was looked at: NotImplementedError" in str(audit)
 
 
 @pytest.fixture(name="command")

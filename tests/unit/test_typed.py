@@ -97,6 +97,11 @@ def test_optimizers_are_names_that_know_the_rest():
     assert repr(normuon).startswith("<normuon: ")
     assert "beta2=0.95" in repr(normuon)
     assert type(pickle.loads(pickle.dumps(normuon))) is str, "a checkpoint holds no class of ours"
+    with pytest.raises(AttributeError, match="does not change"):
+        normuon.lr = 1.0
+    p = nn.Parameter(torch.randn(4, 4))
+    made = muonlab.Optimizer([{"params": [p], "rule": normuon}], {normuon: normuon.rule()}, lr=0.1)
+    assert {type(key) for key in (made.param_groups[0]["rule"], *made.rules)} == {str}
     assert json.loads(json.dumps(found)) == list(variants())
     for one in found:
         assert muonlab.optimizer(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6)), one).plan
@@ -112,12 +117,34 @@ def test_optimizers_are_names_that_know_the_rest():
         ({"adamw_lr": 1e-3}, "aux_lr"),
         ({"eps": 1e-8}, "aux_eps"),
         ({"use_muon": True}, "roles={pattern: role}"),
-        ({"fused": True}, "not there"),
+        ({"fused": True}, "no such option here"),
     ],
 )
 def test_another_librarys_word_is_answered_with_ours(option, here):
-    with pytest.raises(ValueError, match=f"unknown option of optimizer 'muon': '{next(iter(option))}'; here that is .*{here}"):
+    with pytest.raises(ValueError, match=f"unknown option of optimizer 'muon': '{next(iter(option))}'; .*{here}"):
         muonlab.optimizer(nn.Linear(4, 4), "muon", **option)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "said"),
+    [
+        ("adamw", "beta1", "did you mean 'betas'"),
+        ("adamw", "adam_betas", "here that is betas"),
+        ("adamw", "adamw_lr", "here that is lr"),
+        ("adamw", "ns_steps", "known: betas"),
+        ("lion", "cautious", "known: betas"),
+        ("sgd", "mu", "here that is momentum"),
+    ],
+)
+def test_the_word_is_one_that_the_optimizer_has(name, option, said):
+    with pytest.raises(ValueError, match=said):
+        muonlab.optimizer(nn.Linear(4, 4), name, **{option: 1})
+
+
+@pytest.mark.parametrize("forgotten", [{"weight_decay": 0.1}, {"roles": {}}, {"name": "normuon"}, {"model": None}])
+def test_a_forgotten_model_is_said(forgotten):
+    with pytest.raises(TypeError, match="expected a model"):
+        muonlab.optimizer(**forgotten)
 
 
 def test_words_that_are_options_here_stay_options():

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from muonlab.optim import shadow
 from muonlab.optim.audit_report import AuditRow, doubts, summary, table
+from muonlab.optim.checks import check_whole
 from muonlab.optim.decay import CautiousDecay, ParamDecay, UpdateDecay
 from muonlab.optim.plan import kind_of
 from muonlab.optim.shadow import MANTISSA
-from muonlab.optim.stacks import HALF, at
+from muonlab.optim.stacks import HALF, at, members_of
 
 if TYPE_CHECKING:
     from muonlab.optim.optimizer import Optimizer
 
 _MATRICES = 4  # of a bank, whose singular values are looked at
-_LARGE = 2048  # the shorter side of a matrix whose singular values would take minutes
+_LARGE = 1024  # the shorter side of a matrix whose singular values would take seconds
 _FLAT = 0.3  # a singular value of this share of the largest is a direction that the update reaches
 _RAISED = 1e-3  # of this share of the largest before, five Newton–Schulz steps bring it there
 
@@ -34,8 +37,8 @@ class Audit:
     """
 
     def __init__(self, optimizer: Optimizer, *, layers: int | None = None) -> None:
-        if layers is not None and layers < 1:
-            raise ValueError(f"expected layers >= 1 or None, got {layers}")
+        if layers is not None:
+            check_whole("layers", layers, 1)
         self.rows: list[AuditRow] = []
         self.left_out = False  # the step, for a gradient that was not finite
         self.clipped: float | None = None  # the gradients' norm at the step over that after the backward pass
@@ -43,9 +46,17 @@ class Audit:
         self._before: dict[Tensor, Tensor] = {}
         self._norms: dict[Tensor, Tensor] = {}  # of gradients, when the backward pass had made them
         self._skipped = 0
+        self._why_not = "no step was taken yet; the next one is looked at (a compiled or captured step cannot be)"
         params = [p for group in optimizer.param_groups for p in group["params"]]
         leaves = [p for p in params if p.is_leaf and p.requires_grad]
-        self._handles = [p.register_post_accumulate_grad_hook(self._note) for p in leaves]
+        me = weakref.ref(self)
+
+        def note(p: Tensor) -> None:
+            if (audit := me()) is not None:
+                audit._note(p)
+
+        self._handles = [p.register_post_accumulate_grad_hook(note) for p in leaves]
+        self._gone = weakref.finalize(self, _remove, self._handles)  # an audit that nobody waits for any more
 
     @property
     def doubts(self) -> list[str]:
@@ -58,20 +69,30 @@ class Audit:
 
     def __str__(self) -> str:
         if not self.rows:
-            return "no step was taken yet: this audit looks at the next one"
+            return f"nothing was looked at: {self._why_not}"
         return "\n".join([*table(self.rows), "", self.summary, *self.doubts])
+
+    def close(self, why: str) -> None:
+        """Looks at nothing any more, and says why."""
+        self._gone()
+        self._before, self._norms, self._why_not = {}, {}, why
 
     @contextmanager
     def watching(self, optimizer: Optimizer) -> Iterator[None]:
-        """Around the step."""
+        """Around the step. What goes wrong in here is told by the audit, and does not end the step."""
+        why = self._tried(self._begin, optimizer)
         try:
-            self._begin(optimizer)
             yield
-            self._end(optimizer)
+            why = why or self._tried(self._end, optimizer)
         finally:
-            for handle in self._handles:
-                handle.remove()
-            self._handles, self._before, self._norms = [], {}, {}
+            self.close(why)
+
+    def _tried(self, look: Callable[[Optimizer], None], optimizer: Optimizer) -> str:
+        try:
+            look(optimizer)
+        except (RuntimeError, MemoryError, NotImplementedError, ArithmeticError) as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
 
     def _note(self, p: Tensor) -> None:
         if p.grad is not None and not p.grad.is_sparse:
@@ -80,9 +101,7 @@ class Audit:
     def _begin(self, optimizer: Optimizer) -> None:
         self._skipped = optimizer.skipped
         chosen = self._chosen(optimizer)
-        self._before = {
-            p: p.detach().to("cpu", copy=True) for group in optimizer.param_groups for p in group["params"] if p in chosen
-        }
+        self._before = {p: _weights(optimizer, p, group) for _, p, group, _ in _parameters(optimizer) if p in chosen}
 
     def _chosen(self, optimizer: Optimizer) -> set[Tensor]:
         kinds: dict[Any, list[Tensor]] = {}
@@ -97,13 +116,46 @@ class Audit:
             if p.grad is not None:
                 before[p], now[p] = norm, torch.linalg.vector_norm(p.grad)
         cut = {p: _ratio(float(now[p]), float(before[p])) for p in now}
-        if now and not self.left_out:
-            self.clipped = _ratio(_norm(now.values()), _norm(before.values()))
+        whole = _ratio(_norm(now.values()), _norm(before.values()))
+        if _is_unscaling(whole, cut.values()):
+            cut, whole = {}, None
+        self.clipped = None if self.left_out else whole
         self.rows = [
-            _row(optimizer, name, p, group, j, self._before[p], cut.get(p))
+            _row(optimizer, name, p, group, j, self._before[p], cut.get(p), self.left_out)
             for name, p, group, j in _parameters(optimizer)
             if p in self._before
         ]
+
+
+def _remove(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def _is_unscaling(whole: float | None, cut: Iterable[float | None]) -> bool:
+    """Whether all gradients were divided by the same power of two: a loss scale, taken back."""
+    if not whole or whole > 0.6 or abs(math.log2(whole) - round(math.log2(whole))) > 1e-4:
+        return False
+    return all(ratio is None or abs(ratio / whole - 1) < 1e-3 for ratio in cut)
+
+
+def _weights(optimizer: Optimizer, p: Tensor, group: dict[str, Any]) -> Tensor:
+    """A copy in the CPU's memory; with exact_bf16 the float32 values that the optimizer trains."""
+    stored = p.detach().to("cpu", copy=True).contiguous()
+    state = optimizer.state.get(p, {})
+    if not any(str(key).partition(".")[0] == MANTISSA for key in state):
+        return stored
+    value = stored.float()
+    for _, member in members_of(p, 0, optimizer.rule_of(group), optimizer.about(p)[0]):
+        low = state[MANTISSA + member.suffix].to("cpu")
+        lows = [low] if len(member.which) == 1 else low.unbind(0)
+        joined = [shadow.join(high.contiguous(), one) for high, one in zip(member.matrices(stored), lows, strict=True)]
+        if member.spec is not None and member.spec.groups > 1:
+            member.spec.write(value, member.which, joined)
+        else:
+            for place, one in zip(member.matrices(value), joined, strict=True):
+                place.copy_(one)
+    return value
 
 
 def _parameters(optimizer: Optimizer) -> Iterable[tuple[str, Tensor, dict[str, Any], int]]:
@@ -120,9 +172,13 @@ def _spread(alike: list[Any], count: int) -> list[Any]:
     return [alike[round(i * (len(alike) - 1) / max(1, count - 1))] for i in range(count)]
 
 
-def _row(optimizer: Optimizer, name: str, p: Tensor, group: dict[str, Any], j: int, before: Tensor, cut: float | None) -> AuditRow:
-    rule, after, grad = optimizer.rule_of(group), p.detach().to("cpu"), p.grad
+def _row(
+    optimizer: Optimizer, name: str, p: Tensor, group: dict[str, Any], j: int, before: Tensor, cut: float | None, left_out: bool
+) -> AuditRow:
+    rule, after, grad = optimizer.rule_of(group), _weights(optimizer, p, group), p.grad
     spec, role, _ = optimizer.about(p)
+    if after.dtype != before.dtype:  # the first step with exact_bf16: nothing was missing before
+        before = before.float()
     moved = _real(before) - _real(after)
     lr = float(group["lr"]) * at(group["lr_mul"], j)
     wd = float(group["weight_decay"]) * at(group["wd_mul"], j)
@@ -131,22 +187,23 @@ def _row(optimizer: Optimizer, name: str, p: Tensor, group: dict[str, Any], j: i
         shape=tuple(p.shape),
         role=role,
         by=group.get("rule", next(iter(optimizer.rules))).removeprefix("aux_"),
-        what=_what(optimizer, p),
+        what="left out" if left_out else _what(optimizer, p),
+        frozen=not p.requires_grad,
         weight=_rms(_real(before)),
         update=_rms(moved),
         finite=bool(torch.isfinite(_real(after)).all()),
         clipped=cut,
-        still=_still(before, after) if p.dtype in HALF and MANTISSA not in _keys(optimizer, p) else None,
+        still=_still(before, after) if after.dtype in HALF else None,
     )
     if not rule.matrices or not lr or row.what != "stepped" or not row.finite or not row.update:
         return row
     moved = _without_decay(getattr(rule, "decay", None), _real(before), moved, lr * wd, float(group["lr"]))
-    updates = _spread([u / (lr * rule.lr_factor(u.shape)) for u in spec.matrices(moved)], _MATRICES)
-    row.sigma, row.reached = _singular(updates)
-    if grad is not None:
-        gradients = spec.matrices(_real(grad.detach().to("cpu")))
-        row.dead = sum(float((g == 0).all(-1).sum()) for g in gradients) / sum(g.shape[0] for g in gradients)
-        row.rank = _rank(_spread(gradients, _MATRICES))
+    gradients = [] if grad is None else spec.matrices(_real(grad.detach().to("cpu")))
+    if not torch.isfinite(moved).all() or not any(bool(g.any()) for g in gradients):
+        return row  # a gradient of zeros: what is left is the rounding of the decay
+    row.sigma, row.reached = _singular(_spread([u / (lr * rule.lr_factor(u.shape)) for u in spec.matrices(moved)], _MATRICES))
+    row.dead = sum(float((g == 0).all(-1).sum()) for g in gradients) / sum(g.shape[0] for g in gradients)
+    row.rank = _rank(_spread(gradients, _MATRICES))
     return row
 
 
@@ -159,16 +216,12 @@ def _real(x: Tensor) -> Tensor:
     return torch.view_as_real(x).double() if x.is_complex() else x if x.dtype == torch.float64 else x.float()
 
 
-def _keys(optimizer: Optimizer, p: Tensor) -> set[str]:
-    return {str(key).partition(".")[0] for key in optimizer.state.get(p, {})}
-
-
 def _what(optimizer: Optimizer, p: Tensor) -> str:
-    if not p.requires_grad:
-        return "frozen"
     if p.grad is not None:
         return "stepped"
-    return "no gradient" if optimizer.state.get(p) else "never had a gradient"
+    if not p.requires_grad:
+        return "frozen"
+    return "no gradient" if p in optimizer.state else "never had a gradient"
 
 
 def _without_decay(decay: Any, before: Tensor, moved: Tensor, amount: float, lr: float) -> Tensor:

@@ -20,7 +20,8 @@ class AuditRow:
     shape: tuple[int, ...]
     role: str
     by: str  # the name of its optimizer
-    what: str  # "stepped", "frozen", "no gradient" (in this step), "never had a gradient"
+    what: str  # "stepped", "frozen", "no gradient" (in this step), "never had a gradient", "left out"
+    frozen: bool  # it asks for no gradient
     weight: float  # RMS before the step
     update: float  # RMS of the change, decay included
     finite: bool  # the weights, after the step
@@ -39,8 +40,10 @@ class AuditRow:
     @property
     def orthogonalized(self) -> bool | None:
         """Whether the update is flat over most of the directions that the gradient has (a gradient itself is over few). None where
-        that was not to be, or was not measured."""
-        return None if self.reached is None or self.rank is None else self.reached >= 0.5 * self.rank
+        that was not to be, or was not measured, or the dtype rounds most of the update away."""
+        if self.reached is None or not self.rank or (self.still or 0.0) > _STILL:
+            return None
+        return self.reached >= 0.5 * self.rank
 
 
 def table(rows: Sequence[AuditRow]) -> list[str]:
@@ -78,6 +81,8 @@ def summary(rows: Sequence[AuditRow], clipped: float | None, left_out: bool) -> 
     """One line: how many matrices were orthogonalized, how far weights moved, what became of the others."""
     if left_out:
         return "the step was left out"
+    if not rows:
+        return "nothing was looked at"
     stepped = [row for row in rows if row.what == "stepped"]
     flat = [row for row in stepped if row.orthogonalized]
     parts = []
@@ -103,28 +108,29 @@ def doubts(rows: Sequence[AuditRow], clipped: float | None, left_out: bool) -> l
         return ["the step was left out, for a gradient that is not finite: nothing was changed (nonfinite='raise' names it)"]
     said = [
         _said(rows, lambda r: not r.finite, "holds values that are not finite: lower the learning rate"),
+        _said(rows, lambda r: r.frozen and r.what == "stepped", "frozen, yet stepped by an old gradient: zero_grad() first"),
         _said(rows, lambda r: r.what == "never had a gradient", "never had a gradient: has it a part in the loss?"),
         _said(
             rows,
             lambda r: r.orthogonalized is False,
-            "has a matrix optimizer, but its update is not orthogonal: something between the two changes it",
+            "has a matrix optimizer, but its update is not orthogonal: something else changes it, or the orthogonalizer is short",
         ),
-        _said(rows, lambda r: (r.dead or 0.0) > _DEAD, "has outputs without a gradient (dead units?)", lambda r: r.dead),
+        _said(rows, lambda r: (r.dead or 0.0) > _DEAD, "so many of its outputs have no gradient (dead units?)", lambda r: r.dead),
         _said(
             rows,
             lambda r: r.what == "stepped" and r.finite and (r.ratio or 0.0) > _FAR and len(r.shape) > 1,
-            "moved far in one step: lower its learning rate",
+            "moved by so much of its size in one step: lower its learning rate",
             lambda r: r.ratio,
         ),
         _said(
             rows,
             lambda r: r.what == "stepped" and (r.still or 0.0) > _STILL,
-            "stays as it is in most entries: the change is below what its dtype can hold (exact_bf16=True keeps it)",
+            "so many entries stay as they are: the change is below what the dtype holds (exact_bf16=True keeps it)",
             lambda r: r.still,
         ),
         _said(
             rows,
-            lambda r: r.what == "stepped" and r.finite and r.update == 0.0,
+            lambda r: r.what == "stepped" and r.finite and r.update == 0.0 and not r.still,
             "did not move: its gradient or its learning rate is zero",
         ),
     ]
@@ -145,7 +151,7 @@ def _said(
     found = sorted((row for row in rows if off(row)), key=lambda row: -(figure(row) or 0.0))
     if not found:
         return ""
-    names = [row.name + (f" ({100 * value:.2g} %)" if (value := figure(row)) is not None else "") for row in found[:_SHOWN]]
+    names = [row.name + (f" ({100 * value:.0f} %)" if (value := figure(row)) is not None else "") for row in found[:_SHOWN]]
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return f"{', '.join(names)}{more}: {what}"
 
@@ -153,5 +159,5 @@ def _said(
 def _range(values: Sequence[float]) -> str:
     if not values:
         return ""
-    low, high = f"{min(values):.2g}", f"{max(values):.2g}"
+    low, high = (f"{value:.2g}" if value < 99.5 else f"{value:.0f}" for value in (min(values), max(values)))
     return low if low == high else f"{low}–{high}"

@@ -30,7 +30,7 @@ def check_range(name: str, value: float, low: float, high: float, *, open_low: b
 
 def check_whole(name: str, value: Any, low: int) -> None:
     """Raises ValueError unless value is a whole number, low or more."""
-    if not isinstance(value, int) or value < low:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise ValueError(f"expected {name} to be a whole number >= {low}, got {value!r}")
 
 

@@ -21,8 +21,8 @@ ADJUSTMENTS = (None, "original", "match_rms_adamw", "spectral_unclamped")
 _WHOLE = 'muonlab.optimizer(model, "muon") routes a whole model'
 _REMEDY = {
     False: f"give it to AdamW; {_WHOLE}",
-    True: "it may be a bank of matrices or a convolution; say which by the group's key spec, muonlab.optim.MatrixSpec(batch_dims=1) "
-    f"or muonlab.optim.MatrixSpec(); {_WHOLE}",
+    True: "it may be a bank of matrices or a convolution; say which by the group's key spec, "
+    f"muonlab.optim.MatrixSpec(batch_dims=1) or muonlab.optim.MatrixSpec(); {_WHOLE}",
 }
 _RULE_KEYS = ("nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")
 

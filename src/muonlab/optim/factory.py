@@ -105,7 +105,8 @@ def optimizer(
             }
         )
     spared = undecayed(model, assignments)
-    _multiply(groups, {"lr_mul": lr_mul or {}, "wd_mul": {**dict.fromkeys(map(escape, spared), 0.0), **(wd_mul or {})}})
+    kinds = {a.question: [b.name for b in assignments if b.question == a.question] for a in assignments if a.question}
+    _multiply(groups, {"lr_mul": lr_mul or {}, "wd_mul": {**dict.fromkeys(map(escape, spared), 0.0), **(wd_mul or {})}}, kinds)
     rules: dict[str, UpdateRule] = {name: main, f"aux_{aux}": rest}
     return Optimizer(groups, rules, lr=lr, weight_decay=weight_decay, nonfinite=nonfinite, exact_bf16=exact_bf16)
 
@@ -132,11 +133,11 @@ def undecayed(model: nn.Module, assignments: list[routing.Assignment]) -> list[s
     return [a.name for a in assignments if a.name in told or getattr(a.parameter, "_no_weight_decay", False)]
 
 
-def _multiply(groups: list[dict[str, Any]], multipliers: dict[str, Mapping[str, float]]) -> None:
+def _multiply(groups: list[dict[str, Any]], multipliers: dict[str, Mapping[str, float]], kinds: Mapping[str, list[str]]) -> None:
     """Gives every group its factors: one number, or a list where its parameters differ."""
     names = [name for group in groups for name, _ in group["params"]]
     for key, patterns in multipliers.items():
-        factors = {n: f for pattern, f in patterns.items() for n in routing.match_pattern(pattern, names)}
+        factors = {n: f for pattern, f in patterns.items() for n in routing.match_pattern(pattern, names, kinds)}
         for group in groups:
             values = [float(factors.get(n, 1.0)) for n, _ in group["params"]]
             group[key] = values if len(set(values)) > 1 else values[0]

@@ -64,8 +64,7 @@ class Options(TypedDict, total=False):
     every: int  # soap_muon
 
 
-# What other libraries' options are called here (torch.optim.Muon, KellerJordan/Muon, dion, Moonlight, Emerging-Optimizers): the option,
-# and what is said of it.
+# What options of torch.optim.Muon, KellerJordan/Muon, dion, Moonlight and Emerging-Optimizers are called here, and what is said.
 _STEPS = ("orthogonalizer", ", as orthogonalizer='keller5' or muonlab.optim.orthogonalizer('keller5', steps=...)")
 _METHOD = ("orthogonalizer", ", by a name of muonlab.optim.orthogonalizers()")
 _BETAS = ("aux_betas", ", AdamW's on embeddings, head and vectors; a Muon has momentum")
@@ -98,8 +97,8 @@ _ARGUMENTS = ("lr", "weight_decay", "roles", "specs")  # of muonlab.optimizer, f
 
 
 def elsewhere(option: str, own: Collection[str]) -> str:
-    """What another library's option is called here, in words, for an optimizer with these options of its own; nothing where there is
-    no such thing."""
+    """What another library's option is called here, in words, for an optimizer with these options of its own; nothing where there
+    is no such thing."""
     if option in _NOT_THERE:
         return "there is no such option here, leave it out"
     here, words = _ELSEWHERE.get(option, ("", ""))

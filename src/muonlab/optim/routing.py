@@ -11,6 +11,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,7 @@ from muonlab.optim.architectures import Known, plain_name, plain_path
 from muonlab.optim.architectures import known as known_of
 from muonlab.optim.ends import first_layers, heads_of
 from muonlab.optim.matrices import PLAIN, MatrixSpec
-from muonlab.optim.questions import question_of
+from muonlab.optim.questions import QUESTIONS, question_of
 
 ROLES = ("matrix", "embedding", "head", "vector")
 _ADAPTER = re.compile(r"\.lora_B\.[^.]+\.weight$")
@@ -35,6 +36,7 @@ class Assignment:
     why: str
     spec: MatrixSpec = PLAIN
     spec_told: bool = False  # by the caller or the model
+    question: str = ""  # the name of the open question that it belongs to
 
 
 def assign(
@@ -57,7 +59,7 @@ def assign(
     asked = {name: question for name in names if (question := question_of(chains[name])) is not None}
     kinds = {question.name: [name for name in asked if asked[name] is question] for question in asked.values()}
     given = _expand(roles or {}, names, kinds, "given by the caller as")
-    from_model = _expand(_declared(model, "roles"), names, {}, "declared by the model as")
+    from_model = _expand(_declared(model, "roles"), names, kinds, "declared by the model as")
     heads, first = heads_of(model), first_layers(model)
     entries = {name: known_of(chains[name], p) for name, p in named}
     found = []
@@ -69,7 +71,7 @@ def assign(
     told = set()
     for patterns in (_declared(model, "specs"), specs or {}):
         for pattern, fields in patterns.items():
-            for name in kinds.get(pattern) or match_pattern(pattern, names):
+            for name in match_pattern(pattern, names, kinds):
                 told.add(name)
                 known[name] = fields if isinstance(fields, MatrixSpec) else _with_fields(pattern, known[name], fields)
     for name, p in named:
@@ -81,7 +83,8 @@ def assign(
                 known[name].shapes(p)
             except ValueError as error:
                 raise ValueError(f"{name}: role 'matrix': {error}, or use role 'vector'") from None
-        found.append(Assignment(name, p, role, why, known[name], name in told))
+        question = asked[name].name if name in asked else ""
+        found.append(Assignment(name, p, role, why, known[name], name in told, question))
     return found
 
 
@@ -129,12 +132,16 @@ def _of_adapters(known: Mapping[str, MatrixSpec]) -> dict[str, MatrixSpec]:
     return found
 
 
-def match_pattern(pattern: str, names: list[str]) -> list[str]:
-    """The names that a shell pattern matches. Raises ValueError, naming the nearest one, if there are none."""
+def match_pattern(pattern: str, names: list[str], kinds: Mapping[str, list[str]] = MappingProxyType({})) -> list[str]:
+    """The names that a shell pattern matches, or those of a question (kinds: its name -> its parameters), where no parameter itself
+    is called so. Raises ValueError, naming the nearest one, if there are none."""
+    if pattern in kinds and pattern not in names:
+        return kinds[pattern]
     matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
     if not matched:
         near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3)
-        raise ValueError(f"pattern {pattern!r} matches none of the {len(names)} parameters; near it: {near or names[:3]}")
+        question = " (a question's name: no parameter belongs to it)" if pattern in {q.name for q in QUESTIONS} else ""
+        raise ValueError(f"pattern {pattern!r}{question} matches none of the {len(names)} parameters; near it: {near or names[:3]}")
     return matched
 
 
@@ -144,7 +151,7 @@ def _expand(
     expanded = {}
     for pattern, role in patterns.items():
         choose("role", role, ROLES)
-        for name in kinds.get(pattern) or match_pattern(pattern, names):
+        for name in match_pattern(pattern, names, kinds):
             expanded[name] = (role, f"{source} {pattern!r}")
     return expanded
 

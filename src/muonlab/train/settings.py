@@ -40,8 +40,11 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 def _with_nul(value: Any, key: str = "") -> str | None:
     """The first key whose text, or that itself, holds a NUL character, which no path can."""
     if isinstance(value, dict):
-        found = [key for key in value if "\0" in key] or [_with_nul(v, f"{key}.{k}".lstrip(".")) for k, v in value.items()]
-        return next((name for name in found if name is not None), None)
+        for name, one in value.items():
+            found = name if "\0" in name else _with_nul(one, f"{key}.{name}".lstrip("."))
+            if found is not None:
+                return found
+        return None
     if isinstance(value, list):
         return next((found for v in value if (found := _with_nul(v, key)) is not None), None)
     return key if isinstance(value, str) and "\0" in value else None
