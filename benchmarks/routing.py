@@ -6,9 +6,9 @@ moe: a mixture of experts (transformers' Mixtral): banks of experts to Muon, or,
 qkv: a GPT with queries, keys and values interleaved in one weight (transformers' GPT-NeoX): orthogonalized apart, or as one matrix.
 conv: a convolutional net on scikit-learn's digits: convolutions to Muon and the classifier to AdamW, or, as before, the other way.
 
-Needs transformers and scikit-learn: the extra `clients`. Every arm has a learning rate for hidden matrices and one for the rest, both
-found by the same search, on other seeds and other held-out data than those that are judged. Runs are logged by muonlab.run, and the lab judges
-them; those that are there already are not done again. One thread; `seconds` are of the processor.
+Needs transformers and scikit-learn: the extra `clients`. Every arm has a learning rate for hidden matrices and one for the rest,
+both found by the same search, on other seeds and other held-out data than those that are judged. Runs are logged by muonlab.run,
+and the lab judges them; those that are there already are not done again. One thread; `seconds` are of the processor.
 """
 
 from __future__ import annotations
@@ -190,10 +190,10 @@ class Study:
         return muonlab.optimizer(model, "adamw" if arm == "adamw" else "muon", lr=lr, aux_lr=aux_lr, **options)
 
     def config(self, arm: str, lr: float, aux_lr: float) -> dict[str, Any]:
-        routing = {"old": {"before": self.part.old}, "new": "default"}
-        return {"optimizer": {"adamw": "adamw"}.get(arm, "muon"), "lr": lr, "aux_lr": aux_lr, "steps": self.steps} | (
-            {"routing": routing[arm]} if arm in routing else {}
-        )
+        told = ", ".join(f"{key}={value}" for key, value in self.part.old.items())
+        routing = {"old": told, "new": "default", "adamw": None}[arm]
+        name = "adamw" if arm == "adamw" else "muon"
+        return {"optimizer": name, "lr": lr, "aux_lr": aux_lr, "routing": routing, "steps": self.steps}
 
     def train(self, arm: str, seed: int, lr: float, aux_lr: float, tuning: bool = False) -> dict[str, float]:
         """The figures of a run, which is done if it is not there. The seed decides initial weights and the order of the data."""
@@ -312,11 +312,12 @@ NAMES = {"val_loss": "loss, nats", "error": "wrong images, %"}
 HOW = """
 ## How
 
-- **Arms.** `new` is what `muonlab.optimizer(model, "muon")` does. `old` is told by `roles` or `specs` to do what it did before: banks
-  of experts and convolutions to AdamW, a net's classifier to Muon; interleaved queries, keys and values as one matrix. In `adamw` all
-  is AdamW's.
-- **Rates.** Each arm has two, for hidden matrices and for the rest. A search doubles and halves either, from a fixed start, until none
-  of the four neighbours is better. It sees the mean of seeds {tuning}, and held-out data that are not those of the judged figures.
+- **Arms.** `new` is what `muonlab.optimizer(model, "muon")` does. `old` is told by `roles` or `specs` to do what it did before:
+  banks of experts and convolutions to AdamW, a net's classifier to Muon; interleaved queries, keys and values as one matrix. In
+  `adamw` all is AdamW's.
+- **Rates.** Each arm has two, for hidden matrices and for the rest. A search doubles and halves either, from a fixed start, until
+  none of the four neighbours is better. It sees the mean of seeds {tuning}, and held-out data that are not those of the judged
+  figures.
 - **Runs.** Equal steps and schedule (ten steps up, the last seven tenths down to zero), no weight decay. A seed decides the initial
   weights and the order of the data, alike in all arms. Arms, seeds, margins and sizes stood before the first judged run.
 - **Verdicts.** By muonlab's lab, at 5 %, adjusted for two claims against each baseline; in pairs where shared seeds are shown to
@@ -344,9 +345,9 @@ def text_of(figures: dict[str, Any]) -> str:
             lines += [*table(metric, arms, part["rates"]), ""]
         lines += [f"{part['parameters']:,} weights, {part['steps']} steps, {part['data']}.", ""]
         for metric, arms in part["verdicts"].items():
-            for arm, found in arms.items():
-                told = {against: claim for against, claim in found.items() if against.startswith("against")}
-                lines += [f"- {NAMES[metric]}: {arm} {against}: {c['verdict']} ({c['reason']})" for against, c in told.items()]
+            for arm, baseline in (("new", "old"), ("new", "adamw"), ("adamw", "old")):
+                claim = arms[arm][f"against {baseline}"]
+                lines.append(f"- {NAMES[metric]}: `{arm}` against `{baseline}`: **{claim['verdict']}**: {claim['reason']}.")
         lines += [
             "",
             f"[The lab's report]({name}/report.md), [final figures]({name}/finals.csv), [the search]({name}/tuning.csv)",
@@ -364,7 +365,8 @@ def table(metric: str, arms: dict[str, Any], rates: dict[str, Any]) -> list[str]
     ]
     for arm, found in arms.items():
         verdicts = [found.get(f"against {baseline}", {}).get("verdict", "–") for baseline in ("old", "adamw")]
-        mean, rate = f"{found['mean']:.4f} ± {found['ci95']:.4f}", rates[arm]
+        digits, rate = 4 if metric == "val_loss" else 2, rates[arm]
+        mean = f"{found['mean']:.{digits}f} ± {found['ci95']:.{digits}f}"
         row = [f"`{arm}`: {ARMS[arm]}", f"{rate['lr']:g}", f"{rate['aux_lr']:g}", str(found["runs"]), mean, *verdicts]
         lines.append(f"| {' | '.join(row)} |")
     return lines
