@@ -373,7 +373,7 @@ def table(metric: str, arms: dict[str, Any], rates: dict[str, Any]) -> list[str]
     return lines
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="where the report goes")
     parser.add_argument("--runs", type=Path, default=Path("runs/routing"), help="where runs are logged, and looked for")
@@ -381,8 +381,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of each run")
     parser.add_argument("--seeds", type=int, help="judged in each arm")
     parser.add_argument("--cells", type=int, default=16, help="the most pairs of rates that a search tries")
-    asked = parser.parse_args()
-    torch.set_num_threads(1)
+    asked = parser.parse_args(arguments)
     asked.out.mkdir(parents=True, exist_ok=True)
     written = asked.out / "results.json"
     figures = json.loads(written.read_text()) if written.exists() else {}  # of the parts that are not asked for now
@@ -402,4 +401,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main()
