@@ -67,7 +67,7 @@ def test_digits_that_judge_neither_train_nor_tune(routing, tmp_path):
     digits = routing.Digits()
     train, tuning, judged = ({image.numpy().tobytes() for image in part[0]} for part in (digits.train, *digits.held.values()))
     assert (len(train), len(tuning), len(judged)) == (1000, 297, 500)
-    assert not (train & judged or tuning & judged)
+    assert not (train | tuning) & judged
     assert not train & tuning
     study = routing.Study("conv", routing.PARTS["conv"], tmp_path, digits, steps=2)
     assert {"val_loss", "error", "seconds"} <= study.train("new", 1, 0.04, 0.008).keys()
