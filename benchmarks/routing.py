@@ -40,7 +40,8 @@ from muonlab.train.run_folder import RunFolder
 
 BATCH, CONTEXT, WIDTH = 8, 64, 64
 TUNING_SEEDS = (101, 102)
-START = {"old": (0.04, 0.008), "new": (0.04, 0.008), "adamw": (0.008, 0.008)}  # where the search begins: lr, aux_lr
+RATES = ("lr", "aux_lr", "bank_lr")  # of hidden matrices; of the rest; of banks, where these are not Muon's
+START = {"old": (0.04, 0.032), "new": (0.04, 0.032), "adamw": (0.008, 0.032)}  # where the search begins
 ARMS = {"old": "Muon, routing of before", "new": "Muon, routing of today", "adamw": "AdamW"}
 MARGIN = {"val_loss": 0.01, "error": 0.5}  # nats, and per cent of images: smaller differences do not matter here
 
@@ -151,13 +152,17 @@ class Part:
     seeds: int
     metrics: tuple[str, ...] = ("val_loss",)
     arms: tuple[str, ...] = ("old", "new", "adamw")
+    bank_lr: float | None = None  # where the search of `old` begins: Muon's `new` has a rate for banks, so `old` may have one, too
     steps: int = 100
     evaluate_every: int = 20
 
 
 PARTS = {
     "moe": Part(
-        "Do banks of experts train better by Muon than by AdamW?", mixture, Text, {"roles": {"*experts*": "vector"}}, seeds=5
+        "Do banks of experts train better by Muon than by AdamW?",
+        *(mixture, Text, {"roles": {"*experts*": "vector"}}),
+        seeds=5,
+        bank_lr=0.008,
     ),
     "qkv": Part(
         "Does it matter that interleaved queries, keys and values are orthogonalized apart?",
@@ -187,29 +192,30 @@ class Study:
     runs: Path
     data: Any
     steps: int
-    tuned: dict[str, tuple[float, float]] = field(default_factory=dict)  # arm -> lr, aux_lr
+    tuned: dict[str, tuple[float, ...]] = field(default_factory=dict)  # arm -> its RATES
 
-    def optimizer(self, model: nn.Module, arm: str, lr: float, aux_lr: float) -> torch.optim.Optimizer:
+    def optimizer(self, model: nn.Module, arm: str, lr: float, aux_lr: float, *bank_lr: float) -> muonlab.optim.Optimizer:
         options = self.part.old if arm == "old" else {}
-        return muonlab.optimizer(model, "adamw" if arm == "adamw" else "muon", lr=lr, aux_lr=aux_lr, **options)
+        rest = {"embedding": aux_lr, "head": aux_lr, "vector": bank_lr[0]} if bank_lr else aux_lr
+        return muonlab.optimizer(model, "adamw" if arm == "adamw" else "muon", lr=lr, aux_lr=rest, **options)
 
-    def config(self, arm: str, lr: float, aux_lr: float) -> dict[str, Any]:
+    def config(self, arm: str, rates: tuple[float, ...]) -> dict[str, Any]:
         told = ", ".join(f"{key}={value}" for key, value in self.part.old.items())
         routing = {"old": told, "new": "default", "adamw": None}[arm]
         name = "adamw" if arm == "adamw" else "muon"
-        return {"optimizer": name, "lr": lr, "aux_lr": aux_lr, "routing": routing, "steps": self.steps}
+        return {"optimizer": name, **dict(zip(RATES, rates)), "routing": routing, "steps": self.steps}
 
-    def train(self, arm: str, seed: int, lr: float, aux_lr: float, tuning: bool = False) -> dict[str, Any]:
+    def train(self, arm: str, seed: int, rates: tuple[float, ...], tuning: bool = False) -> dict[str, Any]:
         """The figures of a run, which is done if it is not there. The seed decides initial weights and the order of the data."""
-        project, config = f"{self.name}_lr" if tuning else self.name, self.config(arm, lr, aux_lr)
-        name = f"{arm} lr={lr:g} aux_lr={aux_lr:g}" if tuning else arm
+        project, config = f"{self.name}_lr" if tuning else self.name, self.config(arm, rates)
+        name = " ".join([arm, *(f"{key}={rate:g}" for key, rate in zip(RATES, rates))]) if tuning else arm
         there = finished(self.runs / project, name, seed, config)
         if there is not None:
             return there
         torch.manual_seed(seed)
         model = self.part.build()
         drawn = torch.Generator().manual_seed(seed)
-        optimizer = self.optimizer(model, arm, lr, aux_lr)
+        optimizer = self.optimizer(model, arm, *rates)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
         seconds = 0.0
         with muonlab.run(name, seed=seed, dir=self.runs, project=project, config=config, replace=True) as run:
@@ -231,24 +237,24 @@ class Study:
         """Ten steps up; the last seven tenths down to zero."""
         return min(1.0, (step + 1) / 10, (self.steps - step) / (0.7 * self.steps))
 
-    def tune(self, arm: str, cells: int) -> tuple[float, float]:
-        """From START to the best of the four neighbours at twice and half of either rate, until none is better than where it is."""
+    def tune(self, arm: str, cells: int) -> tuple[float, ...]:
+        """From the start to the best of the neighbours, with twice or half of one rate, until none is better than where it is."""
 
-        def mean(at: tuple[float, float]) -> float:
+        def mean(at: tuple[float, ...]) -> float:
             if at not in tried:
-                losses = [self.train(arm, seed, *at, tuning=True)["val_loss"] for seed in TUNING_SEEDS]
+                losses = [self.train(arm, seed, at, tuning=True)["val_loss"] for seed in TUNING_SEEDS]
                 whole = all(loss is not None and math.isfinite(loss) for loss in losses)
                 tried[at] = sum(losses) / len(losses) if whole else math.inf
             return tried[at]
 
-        tried: dict[tuple[float, float], float] = {}
-        best = START[arm]
+        tried: dict[tuple[float, ...], float] = {}
+        best = START[arm] + ((self.part.bank_lr,) if self.part.bank_lr and arm == "old" else ())
         mean(best)
         while True:
-            lr, aux_lr = best
-            for at in ((2 * lr, aux_lr), (lr / 2, aux_lr), (lr, 2 * aux_lr), (lr, aux_lr / 2)):
-                if len(tried) < cells:
-                    mean(at)
+            for i, rate in enumerate(best):
+                for other in (2 * rate, rate / 2):
+                    if len(tried) < cells:
+                        mean((*best[:i], other, *best[i + 1 :]))
             if min(tried, key=tried.__getitem__) == best:
                 return best
             best = min(tried, key=tried.__getitem__)
@@ -272,9 +278,9 @@ def write_finals(collection: Path, target: Path, metrics: tuple[str, ...]) -> No
     found.sort(key=lambda one: (list(ARMS).index(one[0].split()[0]), one[0], one[1]["seed"]))
     with open(target, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["arm", "lr", "aux_lr", "seed", *metrics, "seconds"])
+        writer.writerow(["arm", *RATES, "seed", *metrics, "seconds"])
         for arm, run, row in found:
-            rates = run["recipe"]["lr"], run["recipe"]["aux_lr"]
+            rates = [run["recipe"].get(key, "") for key in RATES]
             writer.writerow([arm.split()[0], *rates, run["seed"], *(row[metric] for metric in (*metrics, "seconds"))])
 
 
@@ -307,7 +313,7 @@ def write_part(study: Study, out: Path) -> dict[str, Any]:
         "data": study.data.about,
         "parameters": sum(p.numel() for p in study.part.build().parameters()),
         "steps": study.steps,
-        "rates": {arm: dict(zip(("lr", "aux_lr"), rates, strict=True)) for arm, rates in study.tuned.items()},
+        "rates": {arm: dict(zip(RATES, rates)) for arm, rates in study.tuned.items()},
         "verdicts": {metric: judged(folder / "finals.csv", metric) for metric in study.part.metrics},
         "seconds": spent,
     }
@@ -320,9 +326,9 @@ HOW = """
 - **Arms.** `new` is what `muonlab.optimizer(model, "muon")` does. `old` is told by `roles` or `specs` to do what it did before:
   banks of experts and convolutions to AdamW, a net's classifier to Muon; interleaved queries, keys and values as one matrix. In
   `adamw` all is AdamW's.
-- **Rates.** Each arm has two, for hidden matrices and for the rest. A search doubles and halves either, from a fixed start, until
-  none of the four neighbours is better. It sees the mean of seeds {tuning}, and held-out data that are not those of the judged
-  figures.
+- **Rates.** Each arm has two, for hidden matrices and for the rest; where AdamW trains the banks beside Muon, they have a third. A
+  search doubles and halves each, from a fixed start, until no neighbour is better. It sees the mean of seeds {tuning}, and
+  held-out data that are not those of the judged figures.
 - **Runs.** Equal steps and schedule (ten steps up, the last seven tenths down to zero), no weight decay. A seed decides the initial
   weights and the order of the data, alike in all arms. Arms, seeds, margins and sizes stood before the first judged run.
 - **Verdicts.** By muonlab's lab, at 5 %, adjusted for the claims against each baseline; in pairs where shared seeds are shown to
@@ -368,7 +374,8 @@ def table(metric: str, arms: dict[str, Any], rates: dict[str, Any]) -> list[str]
         verdicts = [found.get(f"against {baseline}", {}).get("verdict", "–") for baseline in ("old", "adamw")]
         digits, rate = 4 if metric == "val_loss" else 2, rates[arm]
         mean = f"{found['mean']:.{digits}f} ± {found['ci95']:.{digits}f}"
-        row = [f"`{arm}`: {ARMS[arm]}", f"{rate['lr']:g}", f"{rate['aux_lr']:g}", str(found["runs"]), mean, *verdicts]
+        rest = f"{rate['aux_lr']:g}" + (f", banks {rate['bank_lr']:g}" if "bank_lr" in rate else "")
+        row = [f"`{arm}`: {ARMS[arm]}", f"{rate['lr']:g}", rest, str(found["runs"]), mean, *verdicts]
         lines.append(f"| {' | '.join(row)} |")
     return lines
 
@@ -380,7 +387,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--steps", type=int, help="of each run")
     parser.add_argument("--seeds", type=int, help="judged in each arm")
-    parser.add_argument("--cells", type=int, default=16, help="the most pairs of rates that a search tries")
+    parser.add_argument("--cells", type=int, default=24, help="the most settings that a search tries")
     asked = parser.parse_args(arguments)
     asked.out.mkdir(parents=True, exist_ok=True)
     written = asked.out / "results.json"
@@ -392,7 +399,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{name}: rates {study.tuned}", flush=True)
         for seed in range(1, (asked.seeds or part.seeds) + 1):
             for arm in part.arms:
-                study.train(arm, seed, *study.tuned[arm])
+                study.train(arm, seed, study.tuned[arm])
         figures[name] = write_part(study, asked.out)
     figures = {name: figures[name] for name in PARTS if name in figures}
     written.write_text(json.dumps(figures, indent=1) + "\n")

@@ -59,7 +59,7 @@ def test_it_comes_to_a_report_and_does_no_run_twice(routing, tmp_path, monkeypat
     assert "`new` against `old`: **undecided**" in Path("out/report.md").read_text()
     assert Path("out/qkv/report.md").exists()
     study = routing.Study("qkv", routing.PARTS["qkv"], Path("runs"), data=None, steps=2)  # without data: nothing can train
-    assert study.train("new", 2, *routing.START["new"])["val_loss"] == losses[1]
+    assert study.train("new", 2, routing.START["new"])["val_loss"] == losses[1]
 
 
 def test_digits_that_judge_neither_train_nor_tune(routing, tmp_path):
@@ -70,4 +70,4 @@ def test_digits_that_judge_neither_train_nor_tune(routing, tmp_path):
     assert not (train | tuning) & judged
     assert not train & tuning
     study = routing.Study("conv", routing.PARTS["conv"], tmp_path, digits, steps=2)
-    assert {"val_loss", "error", "seconds"} <= study.train("new", 1, 0.04, 0.008).keys()
+    assert {"val_loss", "error", "seconds"} <= study.train("new", 1, (0.04, 0.008)).keys()
