@@ -41,8 +41,13 @@ from muonlab.train.run_folder import RunFolder
 BATCH, CONTEXT, WIDTH = 8, 64, 64
 TUNING_SEEDS = (101, 102)
 RATES = ("lr", "aux_lr", "bank_lr")  # of hidden matrices; of the rest; of banks, where these are not Muon's
-START = {"old": (0.04, 0.032), "new": (0.04, 0.032), "adamw": (0.008, 0.032)}  # where the search begins
-ARMS = {"old": "Muon, routing of before", "new": "Muon, routing of today", "adamw": "AdamW"}
+START = {"old": (0.04, 0.032), "shared": (0.04, 0.032), "new": (0.04, 0.032), "adamw": (0.008, 0.032)}  # where the search begins
+ARMS = {
+    "old": "Muon, routing of before",
+    "shared": "the same, banks at the rate of embeddings and head",
+    "new": "Muon, routing of today",
+    "adamw": "AdamW",
+}
 MARGIN = {"val_loss": 0.01, "error": 0.5}  # nats, and per cent of images: smaller differences do not matter here
 
 
@@ -152,7 +157,7 @@ class Part:
     seeds: int
     metrics: tuple[str, ...] = ("val_loss",)
     arms: tuple[str, ...] = ("old", "new", "adamw")
-    bank_lr: float | None = None  # where the search of `old` begins: Muon's `new` has a rate for banks, so `old` may have one, too
+    bank_lr: float | None = None  # where the search of `old` begins: in `new`, too, banks do not share the rate of embeddings
     steps: int = 100
     evaluate_every: int = 20
 
@@ -162,6 +167,7 @@ PARTS = {
         "Do banks of experts train better by Muon than by AdamW?",
         *(mixture, Text, {"roles": {"*experts*": "vector"}}),
         seeds=5,
+        arms=("old", "shared", "new", "adamw"),
         bank_lr=0.008,
     ),
     "qkv": Part(
@@ -195,13 +201,13 @@ class Study:
     tuned: dict[str, tuple[float, ...]] = field(default_factory=dict)  # arm -> its RATES
 
     def optimizer(self, model: nn.Module, arm: str, lr: float, aux_lr: float, *bank_lr: float) -> muonlab.optim.Optimizer:
-        options = self.part.old if arm == "old" else {}
+        options = self.part.old if arm in ("old", "shared") else {}
         rest = {"embedding": aux_lr, "head": aux_lr, "vector": bank_lr[0]} if bank_lr else aux_lr
         return muonlab.optimizer(model, "adamw" if arm == "adamw" else "muon", lr=lr, aux_lr=rest, **options)
 
     def config(self, arm: str, rates: tuple[float, ...]) -> dict[str, Any]:
         told = ", ".join(f"{key}={value}" for key, value in self.part.old.items())
-        routing = {"old": told, "new": "default", "adamw": None}[arm]
+        routing = {"new": "default", "adamw": None}.get(arm, told)
         name = "adamw" if arm == "adamw" else "muon"
         return {"optimizer": name, **dict(zip(RATES, rates)), "routing": routing, "steps": self.steps}
 
@@ -326,11 +332,12 @@ HOW = """
 - **Arms.** `new` is what `muonlab.optimizer(model, "muon")` does. `old` is told by `roles` or `specs` to do what it did before:
   banks of experts and convolutions to AdamW, a net's classifier to Muon; interleaved queries, keys and values as one matrix. In
   `adamw` all is AdamW's.
-- **Rates.** Each arm has two, for hidden matrices and for the rest; where AdamW trains the banks beside Muon, they have a third. A
-  search doubles and halves each, from a fixed start, until no neighbour is better. It sees the mean of seeds {tuning}, and
-  held-out data that are not those of the judged figures.
+- **Rates.** Each arm has two, for hidden matrices and for the rest. In `old`, banks of experts have a third, as if one had known that
+  they need one; `shared` is without it (and was added when the others had been judged). A search doubles and halves each rate,
+  from a fixed start, until no neighbour is better. It sees the mean of seeds {tuning}, and held-out data that are not those of the
+  judged figures.
 - **Runs.** Equal steps and schedule (ten steps up, the last seven tenths down to zero), no weight decay. A seed decides the initial
-  weights and the order of the data, alike in all arms. Arms, seeds, margins and sizes stood before the first judged run.
+  weights and the order of the data, alike in all arms. Seeds, margins and sizes stood before the first judged run.
 - **Verdicts.** By muonlab's lab, at 5 %, adjusted for the claims against each baseline; in pairs where shared seeds are shown to
   help. `equivalent` is shown to lie within ±0.01 nats, or ±0.5 % of images.
 - **Cost.** {minutes:.0f} minutes of one core for training, the search included.
@@ -356,7 +363,7 @@ def text_of(figures: dict[str, Any]) -> str:
             lines += [*table(metric, arms, part["rates"]), ""]
         lines += [f"{part['parameters']:,} weights, {part['steps']} steps, {part['data']}.", ""]
         for metric, arms in part["verdicts"].items():
-            for arm, baseline in (("new", "old"), ("new", "adamw"), ("adamw", "old")):
+            for arm, baseline in (("new", "old"), ("new", "shared"), ("new", "adamw"), ("adamw", "old")):
                 if claim := arms.get(arm, {}).get(f"against {baseline}"):
                     lines.append(f"- {NAMES[metric]}: `{arm}` against `{baseline}`: **{claim['verdict']}**: {claim['reason']}.")
         links = f"[The lab's report]({name}/report.md), [final figures]({name}/finals.csv), [the search]({name}/tuning.csv)"
