@@ -332,10 +332,10 @@ HOW = """
 - **Arms.** `new` is what `muonlab.optimizer(model, "muon")` does. `old` is told by `roles` or `specs` to do what it did before:
   banks of experts and convolutions to AdamW, a net's classifier to Muon; interleaved queries, keys and values as one matrix. In
   `adamw` all is AdamW's.
-- **Rates.** Each arm has two, for hidden matrices and for the rest. In `old`, banks of experts have a third, as if one had known that
-  they need one; `shared` is without it (and was added when the others had been judged). A search doubles and halves each rate,
-  from a fixed start, until no neighbour is better. It sees the mean of seeds {tuning}, and held-out data that are not those of the
-  judged figures.
+- **Rates.** Each arm has two, for hidden matrices and for the rest. In `old`, banks of experts have a third, as if one had known
+  that they need it; `shared` is without it (and was added when the others had been judged). A search doubles and halves each rate,
+  from a fixed start, until no neighbour is better. It sees the mean of seeds {tuning}, and held-out data that are not those of
+  the judged figures.
 - **Runs.** Equal steps and schedule (ten steps up, the last seven tenths down to zero), no weight decay. A seed decides the initial
   weights and the order of the data, alike in all arms. Seeds, margins and sizes stood before the first judged run.
 - **Verdicts.** By muonlab's lab, at 5 %, adjusted for the claims against each baseline; in pairs where shared seeds are shown to
@@ -356,29 +356,37 @@ python benchmarks/routing.py --out again
 
 def text_of(figures: dict[str, Any]) -> str:
     lines = ["# Does routing matter?", ""]
-    lines += [f"Which parameters go to Muon, in {len(figures)} small models; lower is better. Made by `benchmarks/routing.py`.", ""]
+    lines += [
+        "Which parameters go to Muon, in small models; lower is better. `new` is muonlab's routing today, `old` that of before.",
+        "",
+    ]
     for name, part in figures.items():
-        lines += [f"## {name}: {part['question']}", ""]
+        lines += [f"- {name}, {_claim(metric, arms, 'new', 'old')}" for metric, arms in part["verdicts"].items()]
+    for name, part in figures.items():
+        lines += ["", f"## {name}: {part['question']}", ""]
         for metric, arms in part["verdicts"].items():
             lines += [*table(metric, arms, part["rates"]), ""]
         lines += [f"{part['parameters']:,} weights, {part['steps']} steps, {part['data']}.", ""]
         for metric, arms in part["verdicts"].items():
-            for arm, baseline in (("new", "old"), ("new", "shared"), ("new", "adamw"), ("adamw", "old")):
-                if claim := arms.get(arm, {}).get(f"against {baseline}"):
-                    lines.append(f"- {NAMES[metric]}: `{arm}` against `{baseline}`: **{claim['verdict']}**: {claim['reason']}.")
+            pairs = [("new", other) for other in arms if other != "new"] + [("adamw", "old")]
+            lines += [f"- {_claim(metric, arms, *pair)}" for pair in pairs if pair[0] in arms]
         links = f"[The lab's report]({name}/report.md), [final figures]({name}/finals.csv), [the search]({name}/tuning.csv)"
-        lines += ["", links, "", f"![Loss by step of {name}]({name}/loss-by-step.png)", ""]
+        lines += ["", links, "", f"![Loss by step of {name}]({name}/loss-by-step.png)"]
     minutes = sum(sum(part["seconds"].values()) for part in figures.values()) / 60
-    return "\n".join(lines) + HOW.format(tuning=" and ".join(map(str, TUNING_SEEDS)), minutes=minutes)
+    return "\n".join(lines) + "\n" + HOW.format(tuning=" and ".join(map(str, TUNING_SEEDS)), minutes=minutes)
+
+
+def _claim(metric: str, arms: dict[str, Any], arm: str, baseline: str) -> str:
+    claim = arms[arm][f"against {baseline}"]
+    return f"{NAMES[metric]}: `{arm}` against `{baseline}`: **{claim['verdict']}** ({claim['reason']})"
 
 
 def table(metric: str, arms: dict[str, Any], rates: dict[str, Any]) -> list[str]:
-    lines = [
-        f"| arm | lr | of the rest | runs | {NAMES[metric]} (± 95 % CI) | against `old` | against `adamw` |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    against = [arm for arm in arms if arm != "new"]
+    header = ["arm", "lr", "of the rest", "runs", f"{NAMES[metric]}, ± 95 % CI", *(f"against `{baseline}`" for baseline in against)]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for arm, found in arms.items():
-        verdicts = [found.get(f"against {baseline}", {}).get("verdict", "–") for baseline in ("old", "adamw")]
+        verdicts = [found.get(f"against {baseline}", {}).get("verdict", "–") for baseline in against]
         digits, rate = 4 if metric == "val_loss" else 2, rates[arm]
         mean = f"{found['mean']:.{digits}f} ± {found['ci95']:.{digits}f}"
         rest = f"{rate['aux_lr']:g}" + (f", banks {rate['bank_lr']:g}" if "bank_lr" in rate else "")

@@ -56,7 +56,7 @@ def test_it_comes_to_a_report_and_does_no_run_twice(routing, tmp_path, monkeypat
     assert [(row["arm"], row["seed"]) for row in rows] == [("old", "1"), ("old", "2"), ("new", "1"), ("new", "2")]
     losses = [float(row["val_loss"]) for row in rows if row["arm"] == "new"]
     assert figures["verdicts"]["val_loss"]["new"]["mean"] == pytest.approx(sum(losses) / 2)
-    assert "`new` against `old`: **undecided**" in Path("out/report.md").read_text()
+    assert "`new` against `old`: **undecided** (difference" in Path("out/report.md").read_text()
     assert Path("out/qkv/report.md").exists()
     study = routing.Study("qkv", routing.PARTS["qkv"], Path("runs"), data=None, steps=2)  # without data: nothing can train
     assert study.train("new", 2, routing.START["new"])["val_loss"] == losses[1]
