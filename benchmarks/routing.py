@@ -40,6 +40,7 @@ from muonlab.train.run_folder import RunFolder
 
 BATCH, CONTEXT, WIDTH = 8, 64, 64
 TUNING_SEEDS = (101, 102)
+CELLS = 24  # the most settings that the search of an arm tries
 RATES = ("lr", "aux_lr", "bank_lr")  # of hidden matrices; of the rest; of banks, where these are not Muon's
 START = {"old": (0.04, 0.032), "shared": (0.04, 0.032), "new": (0.04, 0.032), "adamw": (0.008, 0.032)}  # where the search begins
 ARMS = {
@@ -334,8 +335,8 @@ HOW = """
   `adamw` all is AdamW's.
 - **Rates.** Each arm has two, for hidden matrices and for the rest. In `old`, banks of experts have a third, as if one had known
   that they need it; `shared` is without it (and was added when the others had been judged). A search doubles and halves each rate,
-  from a fixed start, until no neighbour is better. It sees the mean of seeds {tuning}, and held-out data that are not those of
-  the judged figures.
+  from a fixed start, until no neighbour is better (or {cells} settings are tried). It sees the mean of seeds {tuning}, and held-out
+  data that are not those of the judged figures.
 - **Runs.** Equal steps and schedule (ten steps up, the last seven tenths down to zero), no weight decay. A seed decides the initial
   weights and the order of the data, alike in all arms. Seeds, margins and sizes stood before the first judged run.
 - **Verdicts.** By muonlab's lab, at 5 %, adjusted for the claims against each baseline; in pairs where shared seeds are shown to
@@ -373,7 +374,7 @@ def text_of(figures: dict[str, Any]) -> str:
         links = f"[The lab's report]({name}/report.md), [final figures]({name}/finals.csv), [the search]({name}/tuning.csv)"
         lines += ["", links, "", f"![Loss by step of {name}]({name}/loss-by-step.png)"]
     minutes = sum(sum(part["seconds"].values()) for part in figures.values()) / 60
-    return "\n".join(lines) + "\n" + HOW.format(tuning=" and ".join(map(str, TUNING_SEEDS)), minutes=minutes)
+    return "\n".join(lines) + "\n" + HOW.format(tuning=" and ".join(map(str, TUNING_SEEDS)), cells=CELLS, minutes=minutes)
 
 
 def _claim(metric: str, arms: dict[str, Any], arm: str, baseline: str) -> str:
@@ -402,7 +403,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--steps", type=int, help="of each run")
     parser.add_argument("--seeds", type=int, help="judged in each arm")
-    parser.add_argument("--cells", type=int, default=24, help="the most settings that a search tries")
+    parser.add_argument("--cells", type=int, default=CELLS, help="the most settings that a search tries")
     asked = parser.parse_args(arguments)
     asked.out.mkdir(parents=True, exist_ok=True)
     written = asked.out / "results.json"

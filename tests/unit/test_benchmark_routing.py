@@ -71,3 +71,13 @@ def test_digits_that_judge_neither_train_nor_tune(routing, tmp_path):
     assert not train & tuning
     study = routing.Study("conv", routing.PARTS["conv"], tmp_path, digits, steps=2)
     assert {"val_loss", "error", "seconds"} <= study.train("new", 1, (0.04, 0.008)).keys()
+
+
+def test_the_committed_report_is_what_its_figures_say(routing):
+    folder = ROOT / "benchmarks/results/routing"
+    figures = json.loads((folder / "results.json").read_text())
+    assert figures.keys() == routing.PARTS.keys()
+    assert (folder / "report.md").read_text() == routing.text_of(figures)
+    for name, part in figures.items():
+        for metric, said in part["verdicts"].items():
+            assert json.loads(json.dumps(routing.judged(folder / name / "finals.csv", metric))) == said
