@@ -48,7 +48,9 @@ def test_the_arms_differ_in_what_is_asked(routing):
 
 def test_it_comes_to_a_report_and_does_no_run_twice(routing, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    routing.main(["--out", "out", "--runs", "runs", "--only", "qkv", "--steps", "2", "--seeds", "2", "--cells", "1"])
+    routing.main(
+        ["--out", "out", "--runs", "runs", "--only", "qkv", "--steps", "2", "--seeds", "2", "--first-seed", "1", "--cells", "1"]
+    )
     assert capsys.readouterr().out.count(", seed ") == 2 * (2 + 2)
     figures = json.loads(Path("out/results.json").read_text())["qkv"]
     with open("out/qkv/finals.csv") as file:
