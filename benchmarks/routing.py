@@ -43,7 +43,12 @@ TUNING_SEEDS = (101, 102)
 FIRST_SEED, SEEDS = 11, 20  # those that are judged; as many as a pilot on seeds 1 … 10 said that a mixture needs
 CELLS = 24  # the most settings that the search of an arm tries
 RATES = ("lr", "aux_lr", "bank_lr")  # of hidden matrices; of the rest; of banks, where these are not Muon's
-START = {"old": (0.04, 0.032), "shared": (0.04, 0.032), "new": (0.04, 0.032), "adamw": (0.008, 0.032)}  # where the search begins
+START = {
+    "old": (0.04, 0.032),
+    "shared": (0.04, 0.008),
+    "new": (0.04, 0.032),
+    "adamw": (0.008, 0.032),
+}  # where a search begins; shared: where banks'
 ARMS = {
     "old": "Muon, routing of before",
     "shared": "the same, banks at the rate of embeddings and head",
