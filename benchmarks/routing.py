@@ -338,6 +338,7 @@ HOW = """
 - **Rates.** Each arm has two, for hidden matrices and for the rest. In `old`, banks of experts have a third, as if one had known
   that they need it; `shared` is without it. A search doubles and halves each rate, from a fixed start, until no neighbour is better
   (or {cells} settings are tried). It sees the mean of seeds {tuning}, and held-out data that are not those of the judged figures.
+  (That of `shared` begins where the banks' does: begun at the embeddings' rate, it had ended in a worse place.)
 - **Runs.** Equal steps and schedule (ten steps up, the last seven tenths down to zero), no weight decay. A seed decides the initial
   weights and the order of the data, alike in all arms.
 - **A pilot** came first, on seeds 1 … 10 (`pilot.csv`): `new` against `old` was undecided in all three, with the lower mean. By its
