@@ -377,7 +377,7 @@ def text_of(figures: dict[str, Any]) -> str:
             pairs = [("new", other) for other in arms if other != "new"] + [("adamw", "old")]
             lines += [f"- {_claim(metric, arms, *pair)}" for pair in pairs if pair[0] in arms]
         links = f"[The lab's report]({name}/report.md), [final figures]({name}/finals.csv), [the search]({name}/tuning.csv)"
-        lines += ["", links, "", f"![Loss by step of {name}]({name}/loss-by-step.png)"]
+        lines += ["", links, "", f"![Difference from old in {name}]({name}/difference.png)"]
     minutes = sum(sum(part["seconds"].values()) for part in figures.values()) / 60
     return (
         "\n".join(lines) + "\n" + HOW.format(tuning=" and ".join(map(str, TUNING_SEEDS)), cells=CELLS, seeds=SEEDS, minutes=minutes)
