@@ -301,7 +301,7 @@ def judged(finals: Path, metric: str) -> dict[str, Any]:
         answers = answer(arms, Question(alpha=0.05, margin=MARGIN[metric], baseline=baseline, pairs=True))
         for arm in answers.arms:
             mean, half = arm.summary.mean, arm.summary.high - arm.summary.mean
-            found.setdefault(arm.name, {"runs": arm.summary.n, "mean": mean, "ci95": half})
+            found.setdefault(arm.name, {"runs": arm.summary.n, "mean": mean, "ci95": half, "seconds": 60 * arm.minutes.mean})
         for claim in answers.claims:
             found[claim.arm][f"against {baseline}"] = {"verdict": claim.verdict.word, "reason": claim.verdict.reason}
     return found
@@ -341,14 +341,15 @@ HOW = """
   (That of `shared` begins where the banks' does: begun at the embeddings' rate, it had ended in a worse place.)
 - **Runs.** Equal steps and schedule (ten steps up, the last seven tenths down to zero), no weight decay. A seed decides the initial
   weights and the order of the data, alike in all arms.
-- **A pilot** came first, on seeds 1 … 10 (`pilot.csv`): `new` against `old` was undecided in all three, with the lower mean. By its
-  scatter a mixture needs {seeds} seeds (`muonlab stats --detect`); the runs above are those, on other seeds, at the same rates, and
-  judged alone.
+- **A pilot** came first, on 5, 8 and 10 seeds ([moe](moe/pilot.csv), [qkv](qkv/pilot.csv), [conv](conv/pilot.csv)): `new` against
+  `old` was undecided in all three. By its scatter a mixture needs {seeds} seeds (`muonlab stats --detect`); the runs above are
+  those, on other seeds, at the same rates, and judged alone.
 - **Verdicts.** By muonlab's lab, at 5 %, adjusted for the claims against each baseline; in pairs where shared seeds are shown to
-  help. `equivalent` is shown to lie within ±0.01 nats, or ±0.5 % of images.
+  help. `equivalent` is shown to lie within ±0.01 nats, or ±0.5 % of images. Nats are per byte of text, and per image.
 - **Cost.** {minutes:.0f} minutes of one core for training, the search included.
 
-Small models and few steps: the figures say whether routing matters here, not how much it matters in yours.
+Small models, few steps, one thread: the figures say whether routing matters here, not how much it matters in yours. Runs have
+equal steps, not equal seconds (of the processor): in matrices this small, Muon's own work weighs more than in larger ones.
 
 ## Check it
 
@@ -391,14 +392,15 @@ def _claim(metric: str, arms: dict[str, Any], arm: str, baseline: str) -> str:
 
 def table(metric: str, arms: dict[str, Any], rates: dict[str, Any]) -> list[str]:
     against = [arm for arm in arms if arm != "new"]
-    header = ["arm", "lr", "of the rest", "runs", f"{NAMES[metric]}, ± 95 % CI", *(f"against `{baseline}`" for baseline in against)]
+    header = ["arm", "lr", "of the rest", "runs", "seconds", f"{NAMES[metric]}, ± 95 % CI"]
+    header += [f"against `{baseline}`" for baseline in against]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for arm, found in arms.items():
         verdicts = [found.get(f"against {baseline}", {}).get("verdict", "–") for baseline in against]
         digits, rate = 4 if metric == "val_loss" else 2, rates[arm]
         mean = f"{found['mean']:.{digits}f} ± {found['ci95']:.{digits}f}"
         rest = f"{rate['aux_lr']:g}" + (f", banks {rate['bank_lr']:g}" if "bank_lr" in rate else "")
-        row = [f"`{arm}`: {ARMS[arm]}", f"{rate['lr']:g}", rest, str(found["runs"]), mean, *verdicts]
+        row = [f"`{arm}`: {ARMS[arm]}", f"{rate['lr']:g}", rest, str(found["runs"]), f"{found['seconds']:.1f}", mean, *verdicts]
         lines.append(f"| {' | '.join(row)} |")
     return lines
 
