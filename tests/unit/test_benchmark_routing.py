@@ -46,6 +46,7 @@ def test_the_arms_differ_in_what_is_asked(routing):
     assert not by_muon(routing, "moe", "adamw")
 
 
+@pytest.mark.slow
 def test_it_comes_to_a_report_and_does_no_run_twice(routing, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     routing.main(
