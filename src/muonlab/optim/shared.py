@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,15 +58,14 @@ def _let_go(whole: Tensor) -> None:
     """Called when a part is gone. The call's argument held the whole until then."""
 
 
-class Part:
+class Part(NamedTuple):
     """A part, without holding it."""
 
-    def __init__(self, rows: Tensor) -> None:
-        self._rows, self._shape = weakref.ref(rows), rows.shape
-        self._address = rows.data_ptr() if rows.untyped_storage().device.type in _SLICED else None
+    name: str
+    rows: weakref.ref[Tensor]
+    address: int | None  # `.data` may be given another; None where memory is only counted
 
-    def is_there(self, found: Tensor | None) -> bool:
-        """Whether `found` is this part, in its memory still: `.data` may have been given another."""
-        if found is None or found is not self._rows() or found.shape != self._shape:
-            return False
-        return self._address is None or found.data_ptr() == self._address
+    @classmethod
+    def of(cls, name: str, rows: Tensor) -> Part:
+        real = rows.untyped_storage().device.type in _SLICED
+        return cls(name, weakref.ref(rows), rows.data_ptr() if real else None)

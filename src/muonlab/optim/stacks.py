@@ -58,7 +58,7 @@ class Stack:
     kind: tuple[torch.dtype, torch.device]  # of its parameters
     rule: UpdateRule  # that of its group when it was built
     shape: tuple[int, ...]  # of a row
-    parts: list[dict[str, Part]] = field(default_factory=list)  # what the state of each member has
+    parts: list[list[Part]] = field(default_factory=list)  # what the state of each member has
     factors: dict[tuple[float, ...], Tensor] = field(default_factory=dict)  # lists of multipliers that were needed, on the device
     multipliers: dict[str, Tensor | None] = field(default_factory=dict)  # lr_mul and wd_mul of each row (B,), where they are lists
 
@@ -162,15 +162,16 @@ class Stack:
     def current(self, state: dict[Tensor, Any]) -> bool:
         """False once somebody put other tensors into optimizer.state (a device move, a hand-made load), other memory into those, or
         gave the parameters another dtype or device."""
-        kind = self.kind
-        for member, parts in zip(self.members, self.parts, strict=True):
-            held = state.get(member.param)
-            if (
-                (member.param.dtype, member.param.device) != kind
-                or held is None
-                or any(not part.is_there(held.get(name)) for name, part in parts.items())
-            ):
+        dtype, device = self.kind
+        for member, parts in zip(self.members, self.parts, strict=True):  # for every parameter in every step: kept short
+            param = member.param
+            held = state.get(param)
+            if held is None or param.dtype is not dtype or param.device != device:
                 return False
+            for name, rows, address in parts:
+                found = held.get(name)
+                if found is None or found is not rows() or (address is not None and found.data_ptr() != address):
+                    return False
         return True
 
 
@@ -257,7 +258,7 @@ def build_stacks(
                 for key, rows in of_member.items():
                     if key in held[member.param]:
                         rows.copy_(held[member.param][key])
-                stack.parts.append({key: Part(rows) for key, rows in of_member.items()})
+                stack.parts.append([Part.of(key, rows) for key, rows in of_member.items()])
                 state[member.param] = {**state.get(member.param, {}), **of_member}
             shared.let_go()
             stacks.append(stack)
