@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from muonlab.lab.audit import audit
-from muonlab.lab.store import load_sweep
+from muonlab.lab.judge.audit import audit
+from muonlab.lab.runs.store import load_sweep
 from muonlab.train.provenance import cpu_name
 
 STEPS = 12

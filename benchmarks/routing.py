@@ -31,11 +31,11 @@ from torch import Tensor, nn
 import muonlab
 from muonlab.data.config import DataConfig
 from muonlab.data.corpus import load
-from muonlab.lab.answers import Question, answer
-from muonlab.lab.arms import Columns, gather
-from muonlab.lab.collection import collect, run_folders
-from muonlab.lab.report import write_report
-from muonlab.lab.tables import read_table
+from muonlab.lab.judge.answers import Question, answer
+from muonlab.lab.judge.arms import Columns, gather
+from muonlab.lab.runs.collection import collect, run_folders
+from muonlab.lab.runs.tables import read_table
+from muonlab.lab.show.report import write_report
 from muonlab.train.run_folder import RunFolder
 
 BATCH, CONTEXT, WIDTH = 8, 64, 64

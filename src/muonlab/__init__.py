@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from muonlab.lab.logger import run
+    from muonlab.lab.log.logger import run
     from muonlab.optim import Muon, Optimizer, optimizer, optimizers, orthogonalize
 
 __version__ = "0.1.0"
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
     if name == "optim":
         return importlib.import_module("muonlab.optim")
     if name == "run":
-        return importlib.import_module("muonlab.lab.logger").run
+        return importlib.import_module("muonlab.lab.log.logger").run
     if name in __all__:
         return getattr(importlib.import_module("muonlab.optim"), name)
     raise AttributeError(f"module 'muonlab' has no attribute {name!r}")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import muonlab as library
-from muonlab.lab.charts.several import every_final
-from muonlab.lab.results import compute
-from muonlab.lab.store import load_sweep
+from muonlab.lab.judge.results import compute
+from muonlab.lab.runs.store import load_sweep
+from muonlab.lab.show.charts.several import every_final
 from muonlab.train.run_folder import RunFolder, read_json, write_json
 from tests.unit.browser import Browser, find_chromium
 from tests.unit.made_sweeps import around, cell, grid, sweep

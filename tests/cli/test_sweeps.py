@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from muonlab.lab.audit import audit
-from muonlab.lab.store import load_sweep
+from muonlab.lab.judge.audit import audit
+from muonlab.lab.runs.store import load_sweep
 from muonlab.train.run_folder import RunFolder
 
 EXPERIMENT = """
@@ -50,7 +50,7 @@ def test_a_dry_run_counts_measures_and_writes_nothing(experiment, muonlab):
 
 
 def test_a_dry_run_of_half_a_sweep_counts_what_is_left(experiment, muonlab, monkeypatch):
-    from muonlab.lab import probe
+    from muonlab.lab.plan import probe
 
     monkeypatch.setattr(probe, "_measure", lambda recipes, machine, count: dict.fromkeys(recipes, probe.Pace(1.0, 0.5, 0.25)))
     (experiment / "exp.toml").write_text(EXPERIMENT.replace("grid.optimizer.lr = [0.01, 0.02]", ""))

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from muonlab.errors import InputError
-from muonlab.lab.audit import audit
-from muonlab.lab.experiment import load_experiment, plan_of
-from muonlab.lab.runner import sweep
-from muonlab.lab.store import failures, load_sweep, note_failure, read_plan, write_plan
+from muonlab.lab.judge.audit import audit
+from muonlab.lab.plan.experiment import load_experiment, plan_of
+from muonlab.lab.run.runner import sweep
+from muonlab.lab.runs.store import failures, load_sweep, note_failure, read_plan, write_plan
 from muonlab.train.run import train
 from muonlab.train.run_folder import format_row, write_json
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from muonlab.lab.report import write_report
+from muonlab.lab.show.report import write_report
 from tests.unit.browser import Browser, find_chromium
 from tests.unit.made_sweeps import around, cell, grid, sweep
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from muonlab.lab import disguise
-from muonlab.lab.experiment import load_experiment, plan_of
+from muonlab.lab.plan import disguise
+from muonlab.lab.plan.experiment import load_experiment, plan_of
 from muonlab.optim.variants import variants
 from muonlab.train.recipe import load_recipe
 from muonlab.train.trainer import Trainer, choose_machine

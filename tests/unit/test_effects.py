@@ -10,7 +10,7 @@ import pytest
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
-from muonlab.lab.effects import factors_of, main_effects
+from muonlab.lab.judge.effects import factors_of, main_effects
 
 
 def design(seed_shift, seeds=5):

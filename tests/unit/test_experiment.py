@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from muonlab.errors import InputError
-from muonlab.lab.experiment import load_experiment, plan_of
-from muonlab.lab.store import run_folder_name
+from muonlab.lab.plan.experiment import load_experiment, plan_of
+from muonlab.lab.runs.store import run_folder_name
 
 HEAD = 'question = "?"\nbase = "tiny.toml"\nseeds = [1, 2]\n'
 ARM = '[arms.muon]\noptimizer.name = "muon"\n'

@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from muonlab.lab import charts
-from muonlab.lab.arm_tables import tables
-from muonlab.lab.charts.losses import curves, losses_of
-from muonlab.lab.charts.style import spacing
-from muonlab.lab.curves import MEAN_POINTS, RUN_POINTS, mean_curves, run_curves
-from muonlab.lab.export import curves_table, runs_table
-from muonlab.lab.facts import cost, facts
-from muonlab.lab.findings import answer, notes
-from muonlab.lab.report import write_report
-from muonlab.lab.results import Results, compute
-from muonlab.lab.store import Sweep, load_sweep
+from muonlab.lab.judge.results import Results, compute
+from muonlab.lab.runs.curves import MEAN_POINTS, RUN_POINTS, mean_curves, run_curves
+from muonlab.lab.runs.store import Sweep, load_sweep
+from muonlab.lab.show import charts
+from muonlab.lab.show.arm_tables import tables
+from muonlab.lab.show.charts.losses import curves, losses_of
+from muonlab.lab.show.charts.style import spacing
+from muonlab.lab.show.export import curves_table, runs_table
+from muonlab.lab.show.facts import cost, facts
+from muonlab.lab.show.findings import answer, notes
+from muonlab.lab.show.report import write_report
 from muonlab.train.run_folder import RunFolder, write_json
 from muonlab.train.run_folder import format_row as line
 from tests.unit.made_sweeps import around, cell, grid, sweep

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from muonlab.errors import InputError
-from muonlab.lab.experiment import load_experiment, plan_of
-from muonlab.lab.followups import Refine, _finer
-from muonlab.lab.report import write_report
-from muonlab.lab.store import write_plan
+from muonlab.lab.plan.experiment import load_experiment, plan_of
+from muonlab.lab.plan.followups import Refine, _finer
+from muonlab.lab.runs.store import write_plan
+from muonlab.lab.show.report import write_report
 from muonlab.train.run_folder import RunFolder, write_json
 
 MACHINE = {"device": "cpu", "threads": 1, "bf16_fast": False}

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from muonlab.lab import runner
-from muonlab.lab.experiment import load_experiment
-from muonlab.lab.runner import GPU_PROCESS, GPU_RUNS, GPU_SHARE, needed_memory, runs_on_a_gpu
+from muonlab.lab.plan.experiment import load_experiment
+from muonlab.lab.run import runner
+from muonlab.lab.run.runner import GPU_PROCESS, GPU_RUNS, GPU_SHARE, needed_memory, runs_on_a_gpu
 from muonlab.train.recipe import Recipe
 from muonlab.train.trainer import Machine
 

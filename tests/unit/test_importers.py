@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 from muonlab.errors import InputError
-from muonlab.lab.collection import collect
 from muonlab.lab.importers import folders, import_logs
 from muonlab.lab.importers.columns import parse_map
 from muonlab.lab.importers.files import read_file
-from muonlab.lab.results import compute
+from muonlab.lab.judge.results import compute
+from muonlab.lab.runs.collection import collect
 from muonlab.train.run_folder import RunFolder
 
 DATA = Path(__file__).parents[1] / "data"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from muonlab.errors import InputError
-from muonlab.lab import index
-from muonlab.lab.experiment import load_experiment, plan_of
-from muonlab.lab.store import write_plan
+from muonlab.lab.plan.experiment import load_experiment, plan_of
+from muonlab.lab.runs import index
+from muonlab.lab.runs.store import write_plan
 from muonlab.train.run_folder import RunFolder, write_json
 
 MACHINE = {"device": "cpu", "bf16_fast": False, "threads": 1}

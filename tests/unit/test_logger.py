@@ -19,9 +19,9 @@ import torch
 
 import muonlab
 from muonlab.errors import InputError, RunError
-from muonlab.lab.audit import audit
-from muonlab.lab.collection import collect
-from muonlab.lab.results import compute
+from muonlab.lab.judge.audit import audit
+from muonlab.lab.judge.results import compute
+from muonlab.lab.runs.collection import collect
 from muonlab.train.run_folder import RunFolder, write_json
 
 

@@ -10,8 +10,8 @@ import types
 import pytest
 
 from muonlab.errors import Interrupted
-from muonlab.lab import pool
-from muonlab.lab.pool import Pool, Task
+from muonlab.lab.run import pool
+from muonlab.lab.run.pool import Pool, Task
 
 
 class Made:

@@ -14,7 +14,7 @@ import torch
 
 import muonlab
 from muonlab.errors import InputError
-from muonlab.lab.experiment import load_experiment
+from muonlab.lab.plan.experiment import load_experiment
 from muonlab.models.gpt import GPTConfig
 from muonlab.presets import matching, preset, presets
 from muonlab.train.footprint import footprints
@@ -191,7 +191,7 @@ def test_presets_may_be_swept(workdir):
 
 
 def test_a_search_may_start_from_presets(workdir):
-    from muonlab.lab.search import load_search
+    from muonlab.lab.run.search import load_search
 
     Path("search.toml").write_text(
         'question = "?"\nbase = "tiny.toml"\nseeds = [1]\ntrials = 2\nset.scale_steps = 0.001\n[arms]\n'

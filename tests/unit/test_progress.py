@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from muonlab.cli.progress import SweepDisplay
-from muonlab.lab.pool import Event
+from muonlab.lab.run.pool import Event
 
 
 def shown(display, height):

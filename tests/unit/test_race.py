@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from muonlab.lab.race import next_runs, standings
-from muonlab.lab.results import compute
-from muonlab.lab.store import RunRecord, Sweep
+from muonlab.lab.judge.results import compute
+from muonlab.lab.run.race import next_runs, standings
+from muonlab.lab.runs.store import RunRecord, Sweep
 
 
 def planned(arms, seeds=20, margin=None):

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from muonlab.errors import InputError
-from muonlab.lab.experiment import load_experiment, plan_of
-from muonlab.lab.race import standings
-from muonlab.lab.report import answer, notes, write_report
-from muonlab.lab.results import compute
-from muonlab.lab.store import load_sweep, write_plan
+from muonlab.lab.judge.results import compute
+from muonlab.lab.plan.experiment import load_experiment, plan_of
+from muonlab.lab.run.race import standings
+from muonlab.lab.runs.store import load_sweep, write_plan
+from muonlab.lab.show.report import answer, notes, write_report
 from muonlab.train.run_folder import RunFolder, write_json
 
 HEAD = 'question = "Which is better?"\nbase = "tiny.toml"\nseeds = [1, 2, 3]\n'

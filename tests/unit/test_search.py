@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from muonlab.errors import InputError, Interrupted
-from muonlab.lab import search as search_module
-from muonlab.lab.experiment import load_experiment, plan_of
-from muonlab.lab.search import load_search, run_search
-from muonlab.lab.store import load_sweep, write_plan
+from muonlab.lab.plan.experiment import load_experiment, plan_of
+from muonlab.lab.run import search as search_module
+from muonlab.lab.run.search import load_search, run_search
+from muonlab.lab.runs.store import load_sweep, write_plan
 from muonlab.train.run_folder import RunFolder, write_json
 
 TEXT = """

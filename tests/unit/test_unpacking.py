@@ -24,10 +24,10 @@ from muonlab.cli.progress import ImportDisplay
 from muonlab.data import formats, unpacking
 from muonlab.data.formats import DataFile
 from muonlab.errors import InputError
-from muonlab.lab.collection import collect
 from muonlab.lab.importers import import_logs
 from muonlab.lab.importers.files import read_file
 from muonlab.lab.records import certify, verify
+from muonlab.lab.runs.collection import collect
 
 TABLE = b"step,val_loss\n0,9.0\n10,3.5\n"
 STEPS = b"import torch\n" + b"=" * 100 + b"\nstep:0/10 val_loss:9.0\nstep:10/10 val_loss:3.5\n"

@@ -13,7 +13,7 @@ from muonlab.cli.app import Device, Json, Profile, Set, app, positive, say, show
 from muonlab.errors import InputError
 
 if TYPE_CHECKING:
-    from muonlab.lab.probe import Estimate
+    from muonlab.lab.plan.probe import Estimate
 
 _WORKERS = "processes at once; default: one a core (CPU), or up to four where the GPU's memory allows (CUDA)"
 
@@ -42,14 +42,14 @@ def sweep(
         Folder of the sweep. Default: runs/EXPERIMENT.
     """
     from muonlab.cli.progress import SweepDisplay
-    from muonlab.lab.experiment import load_experiment
-    from muonlab.lab.runner import sweep as run_sweep
+    from muonlab.lab.plan.experiment import load_experiment
+    from muonlab.lab.run.runner import sweep as run_sweep
 
     positive("--workers", workers)
     loaded = load_experiment(experiment, tuple(set or ()), profile)
     folder = out or Path("runs") / loaded.name
     if dry_run:
-        from muonlab.lab.probe import estimate
+        from muonlab.lab.plan.probe import estimate
 
         found = estimate(loaded, folder, workers=workers, device=device, say=say)
         show(asdict(found), json, lambda: _estimate_in_words(found))
@@ -83,8 +83,8 @@ def race(
         Folder of the race. Default: runs/EXPERIMENT-race.
     """
     from muonlab.cli.progress import SweepDisplay
-    from muonlab.lab.experiment import load_experiment
-    from muonlab.lab.runner import race as run_race
+    from muonlab.lab.plan.experiment import load_experiment
+    from muonlab.lab.run.runner import race as run_race
 
     positive("--workers", workers)
     loaded = load_experiment(experiment, tuple(set or ()), profile)
@@ -137,7 +137,7 @@ def search(
         Folder of the search. Default: runs/SEARCH.
     """
     from muonlab.cli.progress import SweepDisplay
-    from muonlab.lab.search import load_search, run_search
+    from muonlab.lab.run.search import load_search, run_search
 
     positive("--workers", workers)
     loaded = load_search(search, tuple(set or ()))
@@ -207,10 +207,10 @@ def report(
 
 def _report(directory: Path, out: Path | None, as_json: bool, options: dict[str, Any] | None = None, **files: bool) -> None:
     from muonlab.cli.progress import print_results
-    from muonlab.lab.collection import collect, is_collection
-    from muonlab.lab.report import as_json as figures
-    from muonlab.lab.report import write_report
-    from muonlab.lab.store import load_sweep
+    from muonlab.lab.runs.collection import collect, is_collection
+    from muonlab.lab.runs.store import load_sweep
+    from muonlab.lab.show.report import as_json as figures
+    from muonlab.lab.show.report import write_report
 
     options = options or {}
     if is_collection(directory):
@@ -231,7 +231,7 @@ def _report(directory: Path, out: Path | None, as_json: bool, options: dict[str,
 def _overview(directories: list[Path], out: Path | None, as_json: bool, refused: list[str]) -> None:
     """One page over several sweeps."""
     from muonlab.cli.progress import print_overview
-    from muonlab.lab.overview import write_overview
+    from muonlab.lab.show.overview import write_overview
 
     if refused:
         flags = ", ".join(f"--{name}" for name in refused)

@@ -15,10 +15,10 @@ from muonlab.train.run_folder import ENDED
 
 if TYPE_CHECKING:
     from muonlab.data.prepare import Progress as Prepared
-    from muonlab.lab.overview import Entry
-    from muonlab.lab.pool import Event
-    from muonlab.lab.race import Standing
-    from muonlab.lab.results import Results
+    from muonlab.lab.judge.results import Results
+    from muonlab.lab.run.pool import Event
+    from muonlab.lab.run.race import Standing
+    from muonlab.lab.show.overview import Entry
     from muonlab.train.run import Progress as RunProgress
 
 _STYLES = {"better": "bold green", "worse": "bold red", "equivalent": "bold blue", "undecided": "yellow"}
@@ -215,7 +215,7 @@ class SweepDisplay:
 
 def print_results(results: Results) -> None:
     """The table of arms and the answer, on stdout."""
-    from muonlab.lab.report import answer, notes, table
+    from muonlab.lab.show.report import answer, notes, table
 
     console = _wide()
     console.print(f"\n{results.plan['question']}\n", style="bold", markup=False)
@@ -227,7 +227,7 @@ def print_results(results: Results) -> None:
 
 def print_overview(entries: list[Entry], figures: list[dict[str, Any]]) -> None:
     """The table of several sweeps and what must be known of it, on stdout."""
-    from muonlab.lab.overview import overview, remarks
+    from muonlab.lab.show.overview import overview, remarks
 
     console = _wide()
     console.print()

@@ -34,7 +34,7 @@ def list_runs(directory: Path = Path("runs"), *, json: Json = False) -> None:
     directory:
         Where to look. An index (index.sqlite) is kept there, made from the run folders and never needed.
     """
-    from muonlab.lab.index import runs as indexed
+    from muonlab.lab.runs.index import runs as indexed
 
     found = [_live(directory, row) for row in indexed(directory)]
     show(found, json, lambda: _table(found) if found else "no runs")

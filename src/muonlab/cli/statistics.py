@@ -12,7 +12,7 @@ from muonlab.cli.app import Json, app, say, show
 from muonlab.errors import InputError
 
 if TYPE_CHECKING:
-    from muonlab.lab.answers import Answers, ArmAnswer, Claim, Question
+    from muonlab.lab.judge.answers import Answers, ArmAnswer, Claim, Question
     from muonlab.lab.stats import Summary
 
 
@@ -46,10 +46,10 @@ def stats(
     A row is a run (with `--steps`, an evaluation). A row without a number is a diverged run.
     docs/statistics.md explains the figures.
     """
-    from muonlab.lab.answers import Question, answer
-    from muonlab.lab.arms import Columns, gather, time_column
-    from muonlab.lab.results import plain
-    from muonlab.lab.tables import read_table
+    from muonlab.lab.judge.answers import Question, answer
+    from muonlab.lab.judge.arms import Columns, gather, time_column
+    from muonlab.lab.judge.results import plain
+    from muonlab.lab.runs.tables import read_table
 
     _check_numbers(alpha=alpha, power=power, margin=margin, detect=detect, target=target)
     if len({path.resolve() for path in files}) < len(files):

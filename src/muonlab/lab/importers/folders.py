@@ -17,11 +17,11 @@ from typing import Any
 
 from muonlab.errors import InputError
 from muonlab.files import sha256_of
-from muonlab.lab.collection import ended, run_folders, unwritable
 from muonlab.lab.importers.files import find_files, read_file
 from muonlab.lab.importers.log import UNPACK_LIMIT
 from muonlab.lab.importers.parsed import ParsedRun
-from muonlab.lab.store import run_folder_name
+from muonlab.lab.runs.collection import ended, run_folders, unwritable
+from muonlab.lab.runs.store import run_folder_name
 from muonlab.train.run_folder import RunFolder, format_row, write_json
 
 ORIGINALS = "originals"  # the logs as they came, beside the runs

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from muonlab.errors import InputError
-from muonlab.lab.collection import has_diverged
+from muonlab.lab.runs.collection import has_diverged
 
 _SEVERAL = "more than one run in one file? Name the column that tells them apart (--map run=COLUMN), or keep one run a file"
 _COUNTED = ("step", "seconds", "tokens")

@@ -14,12 +14,12 @@ from typing import Any
 
 from muonlab.errors import InputError
 from muonlab.files import sync_directory
-from muonlab.lab.collection import open_directory, unwritable
 from muonlab.lab.importers.log import UNPACK_LIMIT
 from muonlab.lab.records.content import RUNS, SUMS, Declared, derived, sums
 from muonlab.lab.records.rules import RULES
 from muonlab.lab.records.verify import verify
-from muonlab.lab.store import RunRecord, Sweep, read_plan
+from muonlab.lab.runs.collection import open_directory, unwritable
+from muonlab.lab.runs.store import RunRecord, Sweep, read_plan
 from muonlab.names import did_you_mean
 
 _KEPT = ("run.json", "metrics.jsonl", "result.json", "error.json", "source.py")  # of a run's folder; checkpoints are not

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from muonlab.lab.collection import common_recipe
 from muonlab.lab.records.figures import copies_among, figures, run_rows
 from muonlab.lab.records.rules import PAIRWISE, RULES
-from muonlab.lab.store import RunRecord
+from muonlab.lab.runs.collection import common_recipe
+from muonlab.lab.runs.store import RunRecord
 
 FORMAT = 1  # of record.json and README.md: a record is verified by the text that this version writes
 RUNS, SUMS, AGAINST = "runs", "SHA256SUMS", "against.json"

@@ -10,7 +10,7 @@ from typing import Any
 
 from muonlab.lab import stats
 from muonlab.lab.records.rules import LEVEL, exact, exact_sum, half_up, judge, mean_of, pairwise
-from muonlab.lab.store import RunRecord
+from muonlab.lab.runs.store import RunRecord
 
 
 def run_rows(runs: list[RunRecord], steps: int | None) -> list[dict[str, Any]]:

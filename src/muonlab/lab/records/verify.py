@@ -11,13 +11,13 @@ from typing import Any
 
 from muonlab.errors import InputError
 from muonlab.files import sha256_of
-from muonlab.lab.collection import ended
 from muonlab.lab.importers.files import read_file
 from muonlab.lab.importers.log import UNPACK_LIMIT
 from muonlab.lab.importers.parsed import content_id
 from muonlab.lab.records.content import AGAINST, FORMAT, RUNS, SUMS, Declared, derived, sums
 from muonlab.lab.records.rules import RULES
-from muonlab.lab.store import RunRecord, read_record
+from muonlab.lab.runs.collection import ended
+from muonlab.lab.runs.store import RunRecord, read_record
 from muonlab.train.run_folder import RunFolder, parse_row
 
 _COMPUTED = ("record.json", "recipe.json", "provenance.json", "README.md", AGAINST)

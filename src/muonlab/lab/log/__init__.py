@@ -1,0 +1,1 @@
+"""`muonlab.run`: runs of one's own training script, logged as run folders."""

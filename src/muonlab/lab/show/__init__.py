@@ -1,0 +1,1 @@
+"""Answers become reports: sentences, tables, charts and pages. Needs no torch."""
