@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from muonlab.cli import app as cli
+from muonlab.cli import console
 
 TINY = """
 [model]
@@ -100,7 +100,7 @@ def muonlab(capsys: pytest.CaptureFixture[str]):
     """muonlab("train", ...) -> (exit code, stdout, stderr)."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        code = cli.run([str(a) for a in arguments])
+        code = console.run([str(a) for a in arguments])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

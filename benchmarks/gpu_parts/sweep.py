@@ -34,12 +34,12 @@ def sweep(part: Part) -> None:
         if len(found) > 1:
             best = max(found, key=lambda name: found[name]["runs_per_hour"])
             part.figures["fastest"] = found[best]["workers"]
-            words.append(f"fastest {best} (lab/run/runner.py's GPU_RUNS)")
+            words.append(f"fastest {best} (lab/plan/machine.py's GPU_RUNS)")
         part.say(", ".join(words))
 
 
 def measured(part: Part, workers: int) -> dict[str, Any]:
-    from muonlab.lab.plan.experiment import load_experiment
+    from muonlab.lab.plan.loading import load_experiment
     from muonlab.lab.run.runner import sweep as run_sweep
 
     with tempfile.TemporaryDirectory() as name:

@@ -206,7 +206,7 @@ def test_shipped_recipes_and_experiments_fit_their_schemas(muonlab):
 def test_quickstart_uses_the_learning_rates_that_its_tuning_found(muonlab, monkeypatch):
     """The committed tuning result and the experiment that relies on it must agree, on different seeds."""
     monkeypatch.chdir(ROOT)
-    from muonlab.lab.plan.experiment import load_experiment
+    from muonlab.lab.plan.loading import load_experiment
 
     tuned = json.loads(Path("experiments/quickstart_lr/results.json").read_text())
     confirming = load_experiment("experiments/quickstart.toml")

@@ -51,7 +51,7 @@ def test_commands_run_as_printed(page, tmp_path, monkeypatch, muonlab):
 
 def test_experiments_in_the_docs_are_valid(tmp_path):
     from muonlab.evaluate.roadmap import load_roadmap
-    from muonlab.lab.plan.experiment import load_experiment
+    from muonlab.lab.plan.loading import load_experiment
 
     for i, text in enumerate(block for page in PAGES for block in blocks(page, "toml")):
         tomllib.loads(text)

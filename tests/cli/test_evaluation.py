@@ -277,7 +277,7 @@ def test_the_file_is_written_though_the_figures_cannot_be_shown(here, muonlab, m
         raise BrokenPipeError
 
     monkeypatch.setattr("muonlab.cli.evaluation.show", closed)
-    monkeypatch.setattr("muonlab.cli.app._silence", lambda: None)
+    monkeypatch.setattr("muonlab.cli.console._silence", lambda: None)
     assert muonlab("eval", "gsm8k", "seven", "--data", "test.jsonl", "--out", "out.jsonl", "--threads", "1")[0] == 0
     assert len(Path("out.jsonl").read_text().splitlines()) == 20
 

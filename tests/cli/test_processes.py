@@ -195,7 +195,7 @@ def test_importing_the_optimizers_loads_torch_alone():
 
 
 def test_help_does_not_load_torch():
-    code = "import sys; from muonlab.cli.app import run; run(['--help']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from muonlab.cli.console import run; run(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 

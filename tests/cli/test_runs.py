@@ -214,12 +214,13 @@ def test_what_cannot_be_done_to_a_run_is_said(workdir, muonlab, arguments, messa
 )
 def test_a_failure_of_the_system_names_the_file(muonlab, monkeypatch, error, said):
     from muonlab.cli import app as cli
+    from muonlab.cli import console
 
     def fails(*_, **__):
         raise error
 
     monkeypatch.setattr(type(cli.app), "__call__", fails)
-    monkeypatch.setattr(cli, "_silence", lambda: None)  # it is the test's own stdout
+    monkeypatch.setattr(console, "_silence", lambda: None)  # it is the test's own stdout
     code, out, err = muonlab("optimizers")
     assert (code, out, err.strip()) == (1, "", said)
 

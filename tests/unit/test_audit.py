@@ -11,7 +11,8 @@ import pytest
 
 from muonlab.errors import InputError
 from muonlab.lab.judge.audit import audit
-from muonlab.lab.plan.experiment import load_experiment, plan_of
+from muonlab.lab.plan.experiment import plan_of
+from muonlab.lab.plan.loading import load_experiment
 from muonlab.lab.run.runner import sweep
 from muonlab.lab.runs.store import failures, load_sweep, note_failure, read_plan, write_plan
 from muonlab.train.run import train

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from muonlab.lab.plan import disguise
-from muonlab.lab.plan.experiment import load_experiment, plan_of
+from muonlab.lab.plan.experiment import plan_of
+from muonlab.lab.plan.loading import load_experiment
 from muonlab.optim.variants import variants
 from muonlab.train.recipe import load_recipe
 from muonlab.train.trainer import Trainer, choose_machine

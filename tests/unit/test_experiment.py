@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from muonlab.errors import InputError
-from muonlab.lab.plan.experiment import load_experiment, plan_of
+from muonlab.lab.plan.experiment import plan_of
+from muonlab.lab.plan.loading import load_experiment
 from muonlab.lab.runs.store import run_folder_name
 
 HEAD = 'question = "?"\nbase = "tiny.toml"\nseeds = [1, 2]\n'

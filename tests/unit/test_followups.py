@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from muonlab.errors import InputError
-from muonlab.lab.plan.experiment import load_experiment, plan_of
-from muonlab.lab.plan.followups import Refine, _finer
+from muonlab.lab.plan.config import Refine
+from muonlab.lab.plan.experiment import plan_of
+from muonlab.lab.plan.followups import _finer
+from muonlab.lab.plan.loading import load_experiment
 from muonlab.lab.runs.store import write_plan
 from muonlab.lab.show.report import write_report
 from muonlab.train.run_folder import RunFolder, write_json

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from muonlab.errors import InputError
-from muonlab.lab.plan.experiment import load_experiment, plan_of
+from muonlab.lab.plan.experiment import plan_of
+from muonlab.lab.plan.loading import load_experiment
 from muonlab.lab.runs import index
 from muonlab.lab.runs.store import write_plan
 from muonlab.train.run_folder import RunFolder, write_json

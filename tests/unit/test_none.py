@@ -10,7 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from muonlab.errors import InputError
-from muonlab.lab.plan.experiment import ExperimentConfig, load_experiment
+from muonlab.lab.plan.config import ExperimentConfig
+from muonlab.lab.plan.loading import load_experiment
 from muonlab.train.recipe import Recipe, load_recipe
 from muonlab.train.unset import _NAMES, may_be_none
 

@@ -13,7 +13,7 @@ from muonlab.data.config import DataConfig
 from muonlab.data.examples import prompt_key
 from muonlab.data.overlap import among, counted, in_words
 from muonlab.data.prepare import Plan, prepare
-from muonlab.lab.plan.experiment import load_experiment
+from muonlab.lab.plan.loading import load_experiment
 from muonlab.lab.run.runner import sweep
 from muonlab.lab.show.report import write_report
 from muonlab.train.recipe import Recipe

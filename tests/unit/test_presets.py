@@ -14,7 +14,7 @@ import torch
 
 import muonlab
 from muonlab.errors import InputError
-from muonlab.lab.plan.experiment import load_experiment
+from muonlab.lab.plan.loading import load_experiment
 from muonlab.models.gpt import GPTConfig
 from muonlab.presets import matching, preset, presets
 from muonlab.train.footprint import footprints

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from muonlab.lab.judge.results import compute
-from muonlab.lab.run.race import next_runs, standings
+from muonlab.lab.judge.standings import standings
+from muonlab.lab.run.race import next_runs
 from muonlab.lab.runs.store import RunRecord, Sweep
 
 

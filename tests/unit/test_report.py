@@ -11,8 +11,9 @@ import pytest
 
 from muonlab.errors import InputError
 from muonlab.lab.judge.results import compute
-from muonlab.lab.plan.experiment import load_experiment, plan_of
-from muonlab.lab.run.race import standings
+from muonlab.lab.judge.standings import standings
+from muonlab.lab.plan.experiment import plan_of
+from muonlab.lab.plan.loading import load_experiment
 from muonlab.lab.runs.store import load_sweep, write_plan
 from muonlab.lab.show.report import answer, notes, write_report
 from muonlab.train.run_folder import RunFolder, write_json

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from muonlab.errors import InputError, Interrupted
-from muonlab.lab.plan.experiment import load_experiment, plan_of
+from muonlab.lab.plan.experiment import plan_of
+from muonlab.lab.plan.loading import load_experiment
 from muonlab.lab.run import search as search_module
 from muonlab.lab.run.search import load_search, run_search
 from muonlab.lab.runs.store import load_sweep, write_plan

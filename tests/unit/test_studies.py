@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from muonlab.lab.plan.experiment import load_experiment
+from muonlab.lab.plan.loading import load_experiment
 from muonlab.train.settings import read_toml
 
 ROOT = Path(__file__).parents[2]

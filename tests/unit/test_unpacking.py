@@ -253,7 +253,7 @@ def test_ctrl_c_while_a_log_is_read_leaves_nothing():
         file.write(b"step,val_loss\n")
         for _ in range(200):
             file.write(b"1,2.5\n" * 174763)
-    code = "import sys; from muonlab.lab.importers import log; from muonlab.cli.app import run\n"
+    code = "import sys; from muonlab.lab.importers import log; from muonlab.cli.console import run\n"
     code += (
         "done = log.Log.done\nlog.Log.done = lambda self, share: (print(share, file=sys.stderr, flush=True), done(self, share))\n"
     )

@@ -1,5 +1,5 @@
 """The command line: parses, calls, prints. Data on stdout, everything else on stderr."""
 
-from muonlab.cli.app import main
+from muonlab.cli.console import main
 
 __all__ = ["main"]

@@ -42,7 +42,7 @@ def sweep(
         Folder of the sweep. Default: runs/EXPERIMENT.
     """
     from muonlab.cli.progress import SweepDisplay
-    from muonlab.lab.plan.experiment import load_experiment
+    from muonlab.lab.plan.loading import load_experiment
     from muonlab.lab.run.runner import sweep as run_sweep
 
     positive("--workers", workers)
@@ -83,7 +83,7 @@ def race(
         Folder of the race. Default: runs/EXPERIMENT-race.
     """
     from muonlab.cli.progress import SweepDisplay
-    from muonlab.lab.plan.experiment import load_experiment
+    from muonlab.lab.plan.loading import load_experiment
     from muonlab.lab.run.runner import race as run_race
 
     positive("--workers", workers)

@@ -16,8 +16,8 @@ from muonlab.train.run_folder import ENDED
 if TYPE_CHECKING:
     from muonlab.data.prepare import Progress as Prepared
     from muonlab.lab.judge.results import Results
+    from muonlab.lab.judge.standings import Standing
     from muonlab.lab.run.pool import Event
-    from muonlab.lab.run.race import Standing
     from muonlab.lab.show.overview import Entry
     from muonlab.train.run import Progress as RunProgress
 

@@ -251,7 +251,7 @@ def schema(kind: Literal["recipe", "experiment"]) -> None:
     kind:
         recipe or experiment.
     """
-    from muonlab.lab.plan.experiment import ExperimentConfig
+    from muonlab.lab.plan.config import ExperimentConfig
     from muonlab.train.recipe import Recipe
     from muonlab.train.unset import with_the_word
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from muonlab.lab import stats
 from muonlab.lab.judge.effects import Effects, Factor, factors_of, main_effects
+from muonlab.lab.judge.standings import standings
 from muonlab.lab.judge.targets import ToTarget, latest_of, targets_of, to_target
-from muonlab.lab.run.race import standings
 from muonlab.lab.runs.store import RunRecord, Sweep
 from muonlab.train.run_folder import ENDED
 from muonlab.train.settings import flat

@@ -10,11 +10,11 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from typing import Any
 
 from muonlab.errors import InputError
+from muonlab.lab.plan.config import HeadToHead, Refine
+from muonlab.lab.plan.experiment import Experiment
 from muonlab.lab.plan.grid import Grid, Values, overlap, read_grid
 from muonlab.lab.runs.store import load_sweep
 from muonlab.names import did_you_mean
@@ -22,37 +22,6 @@ from muonlab.train.layers import laid
 from muonlab.train.recipe import Recipe
 from muonlab.train.run_folder import ENDED
 from muonlab.train.settings import flat, merge, nested
-
-if TYPE_CHECKING:
-    from muonlab.lab.plan.experiment import Experiment
-
-
-class Refine(BaseModel):
-    """A second, finer grid: from the value below each arm's winner to the value above it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    of: str = Field(description="the experiment whose winners are looked at more closely, a path relative to this file")
-    points: int = Field(9, ge=3, description="values of each swept key, the winner in their middle: an odd number")
-    arms: tuple[str, ...] | None = Field(None, description="of these arms; default: all that have a grid")
-    beyond: bool = Field(False, description="where the winner is the last value of its grid: go on beyond it, instead of refusing")
-
-    @field_validator("points")
-    @classmethod
-    def _odd(cls, points: int) -> int:
-        if points % 2 == 0:
-            raise ValueError(f"expected an odd number, so that the winner stands in the middle, got {points}")
-        return points
-
-
-class HeadToHead(BaseModel):
-    """The two best of an experiment against each other, for longer and with fresh seeds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    of: str = Field(description="the experiment whose best meet, a path relative to this file")
-    steps: PositiveInt = Field(description="train.steps of both, more than they had")
-    cells: tuple[str, ...] | None = Field(None, min_length=2, description="these instead of the two best")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from muonlab.errors import InputError
 from muonlab.lab.plan.experiment import Experiment, plan_of
-from muonlab.lab.run.runner import check_data, workers_and_machine
+from muonlab.lab.plan.machine import check_data, workers_and_machine
 from muonlab.lab.runs.store import RunRecord, merged, read_plan, read_runs
 from muonlab.models.counting import size_of
 from muonlab.train.batch_size import fitted, shared_memory_limit

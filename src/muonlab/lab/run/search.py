@@ -15,7 +15,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from muonlab.errors import InputError
-from muonlab.lab.plan.experiment import Cell, Experiment, ExperimentConfig, Metric, Seeds, plan_of
+from muonlab.lab.plan.config import ExperimentConfig, Metric, Seeds
+from muonlab.lab.plan.experiment import Cell, Experiment, plan_of
 from muonlab.lab.plan.grid import overlap, point_name
 from muonlab.lab.run.pool import Event
 from muonlab.lab.run.runner import sweep
