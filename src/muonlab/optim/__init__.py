@@ -10,7 +10,8 @@ from muonlab.optim.factory import optimizer
 from muonlab.optim.matrices import MatrixSpec
 from muonlab.optim.optimizer import Optimizer
 from muonlab.optim.polar import orthogonalize, orthogonalizer, orthogonalizers
-from muonlab.optim.rules import MatrixRule, Step, Transform, UpdateRule
+from muonlab.optim.rules import MatrixRule, Transform, UpdateRule
+from muonlab.optim.step import Step
 from muonlab.optim.variants import optimizers
 
 if TYPE_CHECKING:

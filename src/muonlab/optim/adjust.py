@@ -14,7 +14,7 @@ from muonlab.optim.checks import check_range
 from muonlab.optim.rules import Stateless
 
 if TYPE_CHECKING:
-    from muonlab.optim.rules import Scalar, Step
+    from muonlab.optim.step import Scalar, Step
 
 FLOORS = ("matrix", "row", "none")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from muonlab.names import choose
 
 if TYPE_CHECKING:
-    from muonlab.optim.rules import Scalar, Step
+    from muonlab.optim.step import Scalar, Step
 
 _TINY = 1e-12
 

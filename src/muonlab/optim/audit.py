@@ -20,7 +20,7 @@ from muonlab.optim.shadow import MANTISSA
 from muonlab.optim.stacks import HALF, at, members_of
 
 if TYPE_CHECKING:
-    from muonlab.optim.optimizer import Optimizer
+    from muonlab.optim.groups import Groups
 
 _MATRICES = 4  # of a bank, whose singular values are looked at
 _LARGE = 1024  # the shorter side of a matrix whose singular values would take seconds
@@ -36,7 +36,7 @@ class Audit:
     every one. Until the step is over it holds a copy of their weights, in the memory of the CPU.
     """
 
-    def __init__(self, optimizer: Optimizer, *, layers: int | None = None) -> None:
+    def __init__(self, optimizer: Groups, *, layers: int | None = None) -> None:
         if layers is not None:
             check_whole("layers", layers, 1)
         self.rows: list[AuditRow] = []
@@ -78,7 +78,7 @@ class Audit:
         self._before, self._norms, self._why_not = {}, {}, why
 
     @contextmanager
-    def watching(self, optimizer: Optimizer) -> Iterator[None]:
+    def watching(self, optimizer: Groups) -> Iterator[None]:
         """Around the step. What goes wrong in here is told by the audit, and does not end the step."""
         why = self._tried(self._begin, optimizer)
         try:
@@ -87,7 +87,7 @@ class Audit:
         finally:
             self.close(why)
 
-    def _tried(self, look: Callable[[Optimizer], None], optimizer: Optimizer) -> str:
+    def _tried(self, look: Callable[[Groups], None], optimizer: Groups) -> str:
         try:
             look(optimizer)
         except (RuntimeError, MemoryError, NotImplementedError, ArithmeticError) as error:
@@ -98,18 +98,18 @@ class Audit:
         if p.grad is not None and not p.grad.is_sparse:
             self._norms[p] = torch.linalg.vector_norm(p.grad.detach())
 
-    def _begin(self, optimizer: Optimizer) -> None:
+    def _begin(self, optimizer: Groups) -> None:
         self._skipped = optimizer.skipped
         chosen = self._chosen(optimizer)
         self._before = {p: _weights(optimizer, p, group) for _, p, group, _ in _parameters(optimizer) if p in chosen}
 
-    def _chosen(self, optimizer: Optimizer) -> set[Tensor]:
+    def _chosen(self, optimizer: Groups) -> set[Tensor]:
         kinds: dict[Any, list[Tensor]] = {}
         for name, p, group, _ in _parameters(optimizer):
             kinds.setdefault((kind_of(name), p.shape, id(group)), []).append(p)
         return {p for alike in kinds.values() for p in (alike if self._layers is None else _spread(alike, self._layers))}
 
-    def _end(self, optimizer: Optimizer) -> None:
+    def _end(self, optimizer: Groups) -> None:
         self.left_out = optimizer.skipped > self._skipped
         before, now = {}, {}
         for p, norm in self._norms.items():
@@ -139,7 +139,7 @@ def _is_unscaling(whole: float | None, cut: Iterable[float | None]) -> bool:
     return all(ratio is None or abs(ratio / whole - 1) < 1e-3 for ratio in cut)
 
 
-def _weights(optimizer: Optimizer, p: Tensor, group: dict[str, Any]) -> Tensor:
+def _weights(optimizer: Groups, p: Tensor, group: dict[str, Any]) -> Tensor:
     """A copy in the CPU's memory; with exact_bf16 the float32 values that the optimizer trains."""
     stored = p.detach().to("cpu", copy=True).contiguous()
     state = optimizer.state.get(p, {})
@@ -158,7 +158,7 @@ def _weights(optimizer: Optimizer, p: Tensor, group: dict[str, Any]) -> Tensor:
     return value
 
 
-def _parameters(optimizer: Optimizer) -> Iterable[tuple[str, Tensor, dict[str, Any], int]]:
+def _parameters(optimizer: Groups) -> Iterable[tuple[str, Tensor, dict[str, Any], int]]:
     for g, group in enumerate(optimizer.param_groups):
         names = group.get("param_names", [f"group{g}.param{j}" for j in range(len(group["params"]))])
         for j, (name, p) in enumerate(zip(names, group["params"], strict=True)):
@@ -173,7 +173,7 @@ def _spread(alike: list[Any], count: int) -> list[Any]:
 
 
 def _row(
-    optimizer: Optimizer, name: str, p: Tensor, group: dict[str, Any], j: int, before: Tensor, cut: float | None, left_out: bool
+    optimizer: Groups, name: str, p: Tensor, group: dict[str, Any], j: int, before: Tensor, cut: float | None, left_out: bool
 ) -> AuditRow:
     rule, after, grad = optimizer.rule_of(group), _weights(optimizer, p, group), p.grad
     spec, role, _ = optimizer.about(p)
@@ -216,7 +216,7 @@ def _real(x: Tensor) -> Tensor:
     return torch.view_as_real(x).double() if x.is_complex() else x if x.dtype == torch.float64 else x.float()
 
 
-def _what(optimizer: Optimizer, p: Tensor) -> str:
+def _what(optimizer: Groups, p: Tensor) -> str:
     if p.grad is not None:
         return "stepped"
     if not p.requires_grad:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from muonlab.optim import arithmetic
 from muonlab.optim.apply import SUBTRACT, Apply
-from muonlab.optim.rules import Step
+from muonlab.optim.step import Step
 
 
 @dataclass(frozen=True)

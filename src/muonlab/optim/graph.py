@@ -17,8 +17,8 @@ from muonlab.optim.magnitude import all_finite
 from muonlab.optim.stacks import apply_rule, mirror
 
 if TYPE_CHECKING:
+    from muonlab.optim.groups import Groups
     from muonlab.optim.live import Live
-    from muonlab.optim.optimizer import Optimizer
     from muonlab.optim.stacks import Stack
 
 
@@ -27,7 +27,7 @@ def being_made() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-def spares_the_wait(optimizer: Optimizer) -> bool:
+def spares_the_wait(optimizer: Groups) -> bool:
     """True where a look at the gradients would make the host wait for a GPU, and nothing else in the step does."""
     if not torch.cuda.is_initialized():
         return False
@@ -36,7 +36,7 @@ def spares_the_wait(optimizer: Optimizer) -> bool:
     return on_gpu and not any(_waits(stack) for stack in stacks)
 
 
-def prepare(optimizer: Optimizer) -> None:
+def prepare(optimizer: Groups) -> None:
     """What a graph needs to be there: state, live scalars, what was measured of the device. Raises RuntimeError for what cannot be
     in a graph."""
     if optimizer.nonfinite == "raise":
@@ -58,7 +58,7 @@ def prepare(optimizer: Optimizer) -> None:
 prepare._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def prepare_capture(optimizer: Optimizer) -> None:
+def prepare_capture(optimizer: Groups) -> None:
     """The same while a capture is under way, when nothing new can be made: all of it has to be there."""
     before, lives = optimizer._stacks, optimizer._lives
     fresh = any(p.grad is not None for p in optimizer._idle)
@@ -71,7 +71,7 @@ def prepare_capture(optimizer: Optimizer) -> None:
     prepare(optimizer)
 
 
-def make_ready(optimizer: Optimizer) -> None:
+def make_ready(optimizer: Groups) -> None:
     """Live scalars, and the count of steps that only the device sees left out, for the stacks as they are."""
     stacks = optimizer._stacks or []
     for stack in stacks:
@@ -83,13 +83,13 @@ def make_ready(optimizer: Optimizer) -> None:
         optimizer._left_out, optimizer._missed = optimizer.skipped, torch.zeros((), dtype=torch.int64, device=device)
 
 
-def _following(optimizer: Optimizer) -> bool:
+def _following(optimizer: Groups) -> bool:
     """Whether every group still tells its live scalars of what is assigned to it: false once another dict is in its place."""
     groups = optimizer.param_groups
     return all(not live.stale and live in getattr(groups[live.group], "mirrors", ()) for live, _ in optimizer._lives)
 
 
-def step(optimizer: Optimizer) -> None:
+def step(optimizer: Groups) -> None:
     """One step, in which no number decides what the host does. Expects `prepare`."""
     for p in optimizer._idle:  # a compiled step looks here: with its first gradient a parameter needs another graph
         assert p.grad is None

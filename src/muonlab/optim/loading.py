@@ -19,7 +19,7 @@ from muonlab.optim.stacks import at, members_of, state_like
 from muonlab.optim.variants import variants
 
 if TYPE_CHECKING:
-    from muonlab.optim.optimizer import Optimizer
+    from muonlab.optim.groups import Groups
 
 _PER_PARAMETER = ("lr_mul", "wd_mul")  # group keys that may be lists with one value per parameter
 RATES_MOVED = (
@@ -29,7 +29,7 @@ RATES_MOVED = (
 _NOT_COPIED = ("params", "param_names", *_PER_PARAMETER)
 
 
-def match(optimizer: Optimizer, state_dict: dict[str, Any]) -> tuple[dict[Tensor, Any], list[dict[str, Any]]]:
+def match(optimizer: Groups, state_dict: dict[str, Any]) -> tuple[dict[Tensor, Any], list[dict[str, Any]]]:
     """(state per parameter, new keys per group) for `optimizer`; nothing is changed. ValueError where it cannot fit."""
     saved_groups = copy.deepcopy(state_dict["param_groups"])
     ours, theirs = _names(optimizer.param_groups), _names(saved_groups)
@@ -116,7 +116,7 @@ def _merge(saved_groups: list[dict[str, Any]], group: dict[str, Any]) -> dict[st
     return merged
 
 
-def _checked(optimizer: Optimizer, p: Tensor, rule: Any, entry: dict[str, Any]) -> dict[str, Tensor]:
+def _checked(optimizer: Groups, p: Tensor, rule: Any, entry: dict[str, Any]) -> dict[str, Tensor]:
     expected = {}
     if isinstance(entry.get("step"), int | float):  # MuonWithAuxAdam's and old torch's Adam count in numbers
         entry = {**entry, "step": torch.tensor(float(entry["step"]))}

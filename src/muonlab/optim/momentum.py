@@ -13,7 +13,7 @@ from muonlab.optim import arithmetic, scratch
 from muonlab.optim.rounding import round_stochastically
 
 if TYPE_CHECKING:
-    from muonlab.optim.rules import Step
+    from muonlab.optim.step import Step
 
 FORMS = ("ema", "heavy_ball")
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from muonlab.optim import arithmetic
 from muonlab.optim.polar import Orthogonalizer
-from muonlab.optim.rules import Step
 from muonlab.optim.scaling import shape_scale
+from muonlab.optim.step import Step
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from muonlab.optim.matrices import PLAIN
 from muonlab.optim.stacks import at, members_of
 
 if TYPE_CHECKING:
-    from muonlab.optim.optimizer import Optimizer
+    from muonlab.optim.groups import Groups
 
 
 def kind_of(name: str) -> str:
@@ -86,7 +86,7 @@ class Plan:
         return f"{total:,} weights: {told}"
 
 
-def plan_of(optimizer: Optimizer) -> Plan:
+def plan_of(optimizer: Groups) -> Plan:
     """From the groups as they are now."""
     rows = []
     for i, group in enumerate(optimizer.param_groups):

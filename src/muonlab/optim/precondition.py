@@ -15,7 +15,7 @@ from muonlab.optim.rules import Stateless
 
 if TYPE_CHECKING:
     from muonlab.optim.polar import Orthogonalizer
-    from muonlab.optim.rules import Step
+    from muonlab.optim.step import Step
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from muonlab.optim import arithmetic
 from muonlab.optim.checks import check_range
 
 if TYPE_CHECKING:
-    from muonlab.optim.rules import Step
+    from muonlab.optim.step import Step
 
 AXES = ("long", "output", "input")
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from muonlab.optim import scratch, shadow
 from muonlab.optim.live import PER_PARAMETER, Live, LiveGroup
 from muonlab.optim.matrices import MatrixSpec
-from muonlab.optim.rules import Scalar, Step, UpdateRule
+from muonlab.optim.rules import UpdateRule
 from muonlab.optim.shadow import MANTISSA
 from muonlab.optim.shared import Part, Shared
+from muonlab.optim.step import Scalar, Step
 
 HALF = (torch.bfloat16, torch.float16)
 _PARTS = {torch.complex64: torch.float32, torch.complex128: torch.float64}
