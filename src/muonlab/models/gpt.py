@@ -13,15 +13,14 @@ from functools import partial
 from typing import Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 from torch import Tensor, nn
 
 from muonlab.models.attention import Attention, Cache, QKLayer, RMSNorm, document_mask, rotary_table, window_mask
-from muonlab.models.cross_entropy import head_loss
 from muonlab.models.decoding import Past, States
-from muonlab.models.family import Model, ModelConfig, extra
-from muonlab.models.softcap import Form, soft_cap
+from muonlab.models.family import ModelConfig, extra
+from muonlab.models.head import Headed
+from muonlab.models.softcap import Form
 
 
 class GPTConfig(ModelConfig):
@@ -152,7 +151,7 @@ class Block(nn.Module):
         return branch if self.residual_scale == 1.0 else self.residual_scale * branch
 
 
-class GPT(Model):
+class GPT(Headed):
     config: GPTConfig
     cos: Tensor
     sin: Tensor
@@ -182,26 +181,18 @@ class GPT(Model):
         self.window[0] = blocks * self.config.window_block
         self.window[1] = max(1, blocks // 2) * self.config.window_block
 
-    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
-        return self.logits(self.features(tokens, documents))
-
     @torch.no_grad()
     def extend(self, tokens: Tensor, states: States | None = None, lengths: Tensor | None = None) -> tuple[Tensor, States]:
         """See Model.extend."""
         past = Past(tokens, states, lengths, layers=len(self.blocks), longest=self.config.context)
         return self.logits(self.features(past.tokens, past=past)), past.states()
 
-    def logits(self, x: Tensor) -> Tensor:  # (B, T, d) -> (B, T, vocab) float32
-        logits = (F.linear(x, self.embed.weight) if self.head is None else self.head(x)).float()
-        return soft_cap(logits, self.config.logit_cap, self.config.logit_cap_form)
-
-    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
-        x, head = self.features(tokens, documents), self.head or self.embed
-        bias = None if self.head is None else self.head.bias
-        return head_loss(x, head.weight, bias, targets, self.config.logit_cap, self.config.logit_cap_form)
+    @property
+    def cap(self) -> tuple[float, Form]:
+        return self.config.logit_cap, self.config.logit_cap_form
 
     def features(self, tokens: Tensor, documents: Tensor | None = None, past: Past | None = None) -> Tensor:
-        """What the head makes logits of: (B, T, d). With a past, the tokens are those that it adds."""
+        """See Headed. With a past, the tokens are those that it adds."""
         T, pattern, skips = tokens.shape[1], self.config.window_pattern, self.config.skips
         windows = {kind: self.window["LS".index(kind)] for kind in set(pattern or "")}
         if past is None:

@@ -13,19 +13,17 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from muonlab.models.attention import Attention, RMSNorm, document_mask, rotary_table
-from muonlab.models.cross_entropy import head_loss
 from muonlab.models.decoding import Past, States
-from muonlab.models.family import Model
 from muonlab.models.gpt import MLP
+from muonlab.models.head import Headed
 from muonlab.models.mamba import Mamba2, Mamba2Sizes
 from muonlab.models.multiscale import keys_of, new_keys
 from muonlab.models.recursive import RecursiveBlock, half_life
-from muonlab.models.softcap import soft_cap
+from muonlab.models.softcap import Form
 
 KINDS = {"M": "Mamba-2", "*": "attention", "-": "MLP", "R": "recursive block"}
 
@@ -112,7 +110,7 @@ def layer_of(kind: str, config: HybridConfig) -> nn.Module:
     return Layer(config.width, branch(config))
 
 
-class Hybrid(Model):
+class Hybrid(Headed):
     cos: Tensor
     sin: Tensor
 
@@ -129,25 +127,17 @@ class Hybrid(Model):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
-        return self.logits(self.features(tokens, documents))
-
     @torch.no_grad()
     def extend(self, tokens: Tensor, states: States | None = None, lengths: Tensor | None = None) -> tuple[Tensor, States]:
         """See Model.extend."""
         past = Past(tokens, states, lengths, layers=len(self.blocks), longest=self.longest)
         return self.logits(self._extended(past)), past.states()
 
-    def logits(self, x: Tensor) -> Tensor:  # (B, T, d) -> (B, T, vocab) float32
-        logits = (F.linear(x, self.embed.weight) if self.head is None else self.head(x)).float()
-        return soft_cap(logits, self.config.logit_cap)
-
-    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
-        head = self.head or self.embed
-        return head_loss(self.features(tokens, documents), head.weight, None, targets, self.config.logit_cap, "rsqrt")
+    @property
+    def cap(self) -> tuple[float, Form]:
+        return self.config.logit_cap, "rsqrt"
 
     def features(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
-        """What the head makes logits of: (B, T, d)."""
         T, kinds = tokens.shape[1], self.config.kinds
         cos, sin = self.cos[:T], self.sin[:T]
         x = self.norm_in(self.embed(tokens))

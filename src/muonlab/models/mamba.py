@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from muonlab.models.attention import RMSNorm
 from muonlab.models.causal_conv import CausalConv
-from muonlab.models.cross_entropy import head_loss
 from muonlab.models.decoding import counted, newest, pads, without_pads
-from muonlab.models.family import Model, ModelConfig
+from muonlab.models.family import ModelConfig
+from muonlab.models.head import Headed
 from muonlab.models.ssd import at_least_float32, ssd, ssd_step
 
 FLOAT32 = ("A_log", "dt_bias", "D")  # decays are sensitive: these parameters stay in float32
@@ -244,7 +244,7 @@ class Block(nn.Module):
         return x + self.mamba(self.norm(x), documents)
 
 
-class Mamba(Model):
+class Mamba(Headed):
     """tokens (B, T) int64 -> logits (B, T, vocab) float32; position t sees the tokens 0 … t."""
 
     def __init__(self, config: MambaConfig, vocab_size: int) -> None:
@@ -255,18 +255,11 @@ class Mamba(Model):
         self.norm_out = RMSNorm(config.width)
         self.head = None if config.tied else nn.Linear(config.width, vocab_size, bias=False)
 
-    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
-        return self._logits(self._through_blocks(tokens, documents))
-
-    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
-        head = self.head or self.embed
-        return head_loss(self.norm_out(self._through_blocks(tokens, documents)), head.weight, None, targets, 1.0, "none")
-
-    def _through_blocks(self, tokens: Tensor, documents: Tensor | None) -> Tensor:
+    def features(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x, documents)
-        return x
+        return self.norm_out(x)
 
     @torch.no_grad()
     def extend(
@@ -286,7 +279,7 @@ class Mamba(Model):
             y, state = block.mamba.extend(block.norm(x), None if states is None else states[i], short)
             x = x + y
             new.append(state)
-        return self._logits(x), new
+        return self.logits(self.norm_out(x)), new
 
     def step(self, tokens: Tensor, states: list[MambaState]) -> tuple[Tensor, list[MambaState]]:
         """Logits (B, vocab) for the next tokens (B,), one of each sequence, by the recurrence, and the new states."""
@@ -295,7 +288,7 @@ class Mamba(Model):
             y, state = block.mamba.step(block.norm(x), state)
             x = x + y
             new.append(state)
-        return self._logits(x), new
+        return self.logits(self.norm_out(x)), new
 
     def empty_states(self, batch: int) -> list[MambaState]:
         """What the layers remember of nothing: where decoding without a prompt begins."""
@@ -303,10 +296,6 @@ class Mamba(Model):
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
-
-    def _logits(self, x: Tensor) -> Tensor:
-        x = self.norm_out(x)
-        return (F.linear(x, self.embed.weight) if self.head is None else self.head(x)).float()
 
     @torch.no_grad()
     def initialize(self, generator: Callable[[str], torch.Generator]) -> None:
