@@ -1,7 +1,7 @@
 # make demo   three optimizers on real text, and which is better: a report in about three minutes after the install
 # make test   the tests, by two processes (JOBS=8: by eight)
 # make check  lint, format, types, import rules
-# make gpu    what has to be known on a GPU, in eight minutes: docs/gpu.md. It installs nothing: an installed torch is enough, no network.
+# make gpu    what has to be known on a GPU, in eight minutes: docs/how-to/gpu.md. It installs nothing: an installed torch is enough, no network.
 #             OUT=folder  MINUTES=8  PARTS="train step"  TINY=1 (does the pack run? on a CPU, tiny sizes)
 
 PYTHON ?= python3

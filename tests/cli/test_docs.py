@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 # What makes a documented run small enough for a test; everything else of the command stays as printed.
 SMALL = ["train.steps=4", "train.eval_every=2", "train.eval_tokens=512", "model.layers=1", "model.width=32", "train.log_every=1"]
@@ -27,7 +27,7 @@ def test_programs_run_as_printed(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for program in blocks(page, "python"):
         exec(compile(program, str(page), "exec"), {"__name__": "__main__"})
-    assert blocks(page, "python") or page.name in ("lab.md", "studies.md")
+    assert blocks(page, "python") or page.name in ("experiments.md", "studies.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -94,7 +94,7 @@ def test_readme_shows_the_committed_report():
 
 def test_what_is_quoted_of_the_roadmap_is_in_its_report():
     report = (ROOT / "roadmaps/words/report.md").read_text()
-    quotes = re.findall(r"^> (.*)$", (ROOT / "docs/evaluation.md").read_text(), flags=re.MULTILINE)
+    quotes = re.findall(r"^> (.*)$", (ROOT / "docs/how-to/evaluate.md").read_text(), flags=re.MULTILINE)
     assert len(quotes) == 4
     for quote in quotes:
         assert f"- {quote}\n" in report
@@ -116,13 +116,13 @@ def test_every_data_source_is_in_the_table_of_the_recipes_keys():
 
     from muonlab.data.config import DataConfig
 
-    (row,) = [line for line in (ROOT / "docs/training.md").read_text().splitlines() if line.startswith("| `data` | `source`")]
+    (row,) = [line for line in (ROOT / "docs/how-to/train.md").read_text().splitlines() if line.startswith("| `data` | `source`")]
     assert [name for name in get_args(DataConfig.model_fields["source"].annotation) if f"`{name}`" not in row] == []
 
 
 def test_every_optimizer_has_a_row_in_the_docs():
     import muonlab as package
 
-    text = (ROOT / "docs/optimizers.md").read_text()
+    text = (ROOT / "docs/how-to/optimizer.md").read_text()
     for name in package.optimizers():
         assert f"| `{name}` |" in text
