@@ -38,7 +38,12 @@ def commands() -> str:
 
     _printed("optimizers")  # the app knows its commands once it has run
     text = generate_markdown_docs(
-        app, no_root_title=True, generate_toc=False, flatten_commands=True, exclude_commands=["--install-completion"]
+        app,
+        heading_level=2,
+        no_root_title=True,
+        generate_toc=False,
+        flatten_commands=True,
+        exclude_commands=["--install-completion"],
     )
     text = text[text.index("**Commands**") :].replace(" *[default: False]*", "")
     return re.sub(r"^```console$", "```text", text, flags=re.MULTILINE)

@@ -1,5 +1,5 @@
-"""The shipped experiments: each can be read, its committed report is of the runs that its file asks for, and docs/explanation/studies.md says
-what these reports say."""
+"""The shipped experiments: each can be read, its committed report is of the runs that its file asks for, and
+docs/explanation/studies.md says what these reports say."""
 
 from __future__ import annotations
 
