@@ -46,6 +46,7 @@ def commands() -> str:
         exclude_commands=["--install-completion"],
     )
     text = text[text.index("**Commands**") :].replace(" *[default: False]*", "")
+    text = text.replace(" -m mkdocs", "")  # the name of the program that runs, where that is `python -m mkdocs`
     return re.sub(r"^```console$", "```text", text, flags=re.MULTILINE)
 
 

@@ -87,6 +87,7 @@ def test_every_command_is_on_the_built_page(site):
 
     assert run(["optimizers"]) == 0  # the app knows its commands once it has run
     page = (site / "reference/cli.html").read_text()
+    assert "-m mkdocs" not in page
 
     def names(of, path):
         for name in of:
