@@ -118,7 +118,8 @@ def _kinds(about: Mapping[str, Any]) -> Iterator[str]:
             kind = {"object": "a table", "string": "text", "boolean": "`true`, `false`", "integer": "whole number"}
             low = f" > {one['exclusiveMinimum']:g}" if "exclusiveMinimum" in one else ""
             low = f" ≥ {one['minimum']:g}" if "minimum" in one else low
-            yield kind.get(one.get("type", ""), one.get("type", "any")) + low
+            name = str(one.get("type", "any"))
+            yield kind.get(name, name) + low
 
 
 def _options() -> list[str]:

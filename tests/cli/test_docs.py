@@ -47,7 +47,7 @@ def test_programs_and_commands_run_as_printed(page, tmp_path, monkeypatch, muonl
         if language == "python":
             exec(compile(text, str(page), "exec"), {"__name__": "__main__"})
         elif language == "sh":
-            for line in text.splitlines():
+            for line in text.replace("\\\n", "").splitlines():
                 words = shlex.split(line, comments=True)
                 if words[:1] == ["muonlab"]:
                     run_small(muonlab, words[1:])
