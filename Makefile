@@ -1,7 +1,8 @@
 # make demo   three optimizers on real text, and which is better: a report in about three minutes after the install
 # make test   the tests, by two processes (JOBS=8: by eight)
 # make check  lint, format, types, import rules
-# make gpu    what has to be known on a GPU, in eight minutes: docs/gpu.md. It installs nothing: an installed torch is enough, no network.
+# make docs   the documentation, into build/site; warnings are errors. make docs-serve shows it while you write
+# make gpu    what has to be known on a GPU, in eight minutes: docs/how-to/gpu.md. It installs nothing: an installed torch is enough, no network.
 #             OUT=folder  MINUTES=8  PARTS="train step"  TINY=1 (does the pack run? on a CPU, tiny sizes)
 
 PYTHON ?= python3
@@ -14,8 +15,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CLIENTS := $(VENV)/.clients
+DOCS := $(VENV)/.docs
 
-.PHONY: demo test check gpu clean
+.PHONY: demo test check docs docs-serve gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/muonlab sweep experiments/quickstart.toml
@@ -29,6 +31,12 @@ check: $(INSTALLED)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --livereload --watch src --watch docs
+
 gpu:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --out $(OUT) --minutes $(MINUTES) \
 	  $(if $(PARTS),--only $(PARTS)) $(if $(TINY),--tiny)
@@ -41,16 +49,21 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
 	@touch $(INSTALLED)
 
-# What only tests need: the frameworks of tests/clients, TensorBoard, the libraries of the Hugging Face hub, and Triton, whose
-# interpreter runs the kernels. Half of the install.
+# The documentation alone: a few small packages.
+$(DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,docs]'
+	@touch $(DOCS)
+
+# What only tests need: the frameworks of tests/clients, TensorBoard, the libraries of the Hugging Face hub, what builds the
+# documentation, and Triton, whose interpreter runs the kernels. Half of the install.
 # timm and torchvision go into a folder of their own, without what they need, which is here: torchvision's wheel is built for CUDA and
 # does not import beside a CPU build of torch, and transformers, which imports it where it finds it, would not either. One test reads
 # them: tests/unit/zoo/vision.py.
 $(CLIENTS): $(INSTALLED)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,clients,hf,kernels]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,docs,clients,hf,kernels]'
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/vision \
 	  torchvision timm
 	@touch $(CLIENTS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .import_linter_cache .hypothesis

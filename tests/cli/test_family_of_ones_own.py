@@ -1,4 +1,4 @@
-"""The example of docs/models.md: one file and one recipe, and everything knows the new family."""
+"""The example of docs/how-to/own-family.md: one file and one recipe, and everything knows the new family."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_family_is_one_file_and_one_recipe(tmp_path):
-    page = (ROOT / "docs/models.md").read_text()
+    page = (ROOT / "docs/how-to/own-family.md").read_text()
     (program,) = re.findall(r"^```python\n(# src/muonlab/models/mingru.py\n.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     (recipe,) = re.findall(r"^```toml\n(# recipes/mingru-toy.toml\n.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     assert len(program.splitlines()) <= 70

@@ -121,7 +121,7 @@ def test_state_is_float32_for_half_precision_parameters(name, device):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_has_a_row_in_the_documentation(name):
-    text = (Path(__file__).parents[2] / "docs" / "optimizers.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/how-to/optimizer.md").read_text()
     assert f"| `{name}` |" in text
 
 

@@ -1,4 +1,4 @@
-"""Weights that were saved before the families shared their head (tests/data/old_models) load, and give the logits that they gave."""
+"""Weights saved before the families shared their head (tests/data/old_models) load, and give the logits that they gave."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILES = sorted((Path(__file__).parents[1] / "data/old_models").glob("*.safetenso
 def test_saved_weights_give_the_logits_and_the_loss_that_they_gave(file):
     with safe_open(file, "pt") as saved:
         settings = json.loads(saved.metadata()["config"])
-        found = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118: not a dictionary
+        found = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
     model = families()[file.stem.partition("-")[0]](**settings).build(29)
     model.load_state_dict({name.removeprefix("model."): value for name, value in found.items() if name.startswith("model.")})
     with torch.no_grad():

@@ -1,5 +1,5 @@
-"""The shipped experiments: each can be read, its committed report is of the runs that its file asks for, and docs/studies.md says
-what these reports say."""
+"""The shipped experiments: each can be read, its committed report is of the runs that its file asks for, and
+docs/explanation/studies.md says what these reports say."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_profiles_can_be_read(path, profile):
 
 
 def test_the_page_of_studies_quotes_its_reports():
-    text = (ROOT / "docs" / "studies.md").read_text()
+    text = (ROOT / "docs/explanation/studies.md").read_text()
     sections = re.split(r"^#+ ", text, flags=re.MULTILINE)
     quoted = 0
     for section in sections:
-        names = re.findall(r"\]\(\.\./experiments/(\w+)/report\.md\)", section)
+        names = re.findall(r"\]\(\.\./\.\./experiments/(\w+)/report\.md\)", section)
         said = {line for name in names for key in ("answer", "verdicts", "audit", "notes") for line in committed(name)[key]}
         for line in re.findall(r"^> (.+)$", section, flags=re.MULTILINE):
             assert line in said, line

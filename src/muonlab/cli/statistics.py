@@ -44,7 +44,7 @@ def stats(
     """Say what runs show: their figures, a test against a target, verdicts on arms. Lower is better.
 
     A row is a run (with `--steps`, an evaluation). A row without a number is a diverged run.
-    docs/statistics.md explains the figures.
+    docs/how-to/losses.md explains the figures.
     """
     from muonlab.lab.judge.answers import Question, answer
     from muonlab.lab.judge.arms import Columns, gather, time_column

@@ -1,9 +1,36 @@
 """Arms × seeds: run them, read them back, and say better, worse, equivalent or undecided, with the evidence.
 
-asking     experiment (the file), grid, followups (refine, head to head), search (Optuna), disguise (arms that are the same)
-running    runner (sweeps and races), race (who runs next, where each arm stands), pool (worker processes), probe (dry runs)
-keeping    store (a sweep's folder), index (SQLite, can be rebuilt), audit (expected against found)
-others'    logger (`muonlab.run`), importers, collection (runs without a plan), tables → arms → answers (`muonlab stats`)
-judging    stats, effects (designs), targets (time to a loss), results (all figures of a report), records (certify, verify)
-telling    report: findings (sentences), arm_tables, facts, curves, charts, render (pictures), export (CSV, Parquet), templates
+A question's way, top to bottom:
+
+plan       what is to be run: config, loading (the file), followups, seeds, grid, experiment (cells, plan), machine, probe (its cost)
+run        what is missing is done: runner (sweeps, races), race (who runs next), search (Optuna), pool (worker processes)
+runs       run folders as values: store (a sweep), collection (runs without a plan), index (SQLite), curves, tables
+judge      figures and verdicts: results, effects (designs), targets (time to a loss), standings (of a race), arms, answers, audit
+show       report and overview: findings (sentences), facts, arm_tables, charts, render (pictures), export (CSV, Parquet)
+
+stats      the mathematics, without torch
+log        `muonlab.run`: runs of any training script
+importers  other people's logs as run folders
+records    what others can verify: certify, verify
+
+From a folder to its verdicts: `for sentence in answer(compute(collect("runs/log"))): print(sentence)`.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from muonlab.lab.judge.results import compute
+    from muonlab.lab.runs.collection import collect
+    from muonlab.lab.show.report import answer
+
+_FACE = {"collect": "runs.collection", "compute": "judge.results", "answer": "show.report"}  # imported on first use
+__all__ = ["answer", "collect", "compute"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FACE:
+        return getattr(importlib.import_module(f"muonlab.lab.{_FACE[name]}"), name)
+    raise AttributeError(f"module 'muonlab.lab' has no attribute {name!r}")

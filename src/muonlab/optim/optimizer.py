@@ -38,7 +38,7 @@ class Optimizer(Groups):
     state dict is loaded by name, whatever the order and the grouping; else by position, as in torch.
 
     One graph: `torch.compile(opt.step, fullgraph=True)` and capture in a CUDA graph (after an ordinary step) work, and what is
-    assigned to a group afterwards holds; see docs/gpu.md.
+    assigned to a group afterwards holds; see docs/how-to/gpu.md.
 
     Raises ValueError for negative lr, an unknown rule, a parameter that the rule cannot take.
     """

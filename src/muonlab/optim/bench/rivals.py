@@ -127,7 +127,7 @@ def _without_products() -> MatrixRule:
 def rivals() -> list[Rival]:
     """Everybody, the first of them the one that the others are compared with."""
     fast = 'opt = muonlab.optimizer(model, "muon")'
-    graph = fast + "; capture opt.step() in a CUDA graph (docs/gpu.md)"
+    graph = fast + "; capture opt.step() in a CUDA graph (docs/how-to/gpu.md)"
     kernel = fast + "; muonlab.optim.kernels.enable()"
 
     def drop_in(p: list[nn.Parameter]) -> Step:

@@ -19,8 +19,8 @@ from muonlab.optim.rules import UpdateRule
 
 
 class Variant(str):
-    """An optimizer's name that knows the rest: formula, source, a sane first learning rate (docs/optimizers.md says where it comes
-    from), and the factory, which takes keyword options only, all with defaults.
+    """An optimizer's name that knows the rest: formula, source, a sane first learning rate (docs/how-to/optimizer.md says where it
+    comes from), and the factory, which takes keyword options only, all with defaults.
 
     A factory that ends in `**muon` passes what it does not name on to `base`, the factory of Muon: the options of both are its own.
     """
