@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group
 
 import muonlab
 from muonlab.cli.progress import Log
@@ -34,13 +34,16 @@ app = App(
 app.register_install_completion_command(name="--install-completion")
 
 typed: list[str] = []  # the arguments of this command line, for a command that starts itself again: --background
-Set = Annotated[
-    list[str] | None,
-    Parameter(name="--set", help="KEY=VALUE, a dotted key of the recipe such as optimizer.lr=0.02; may be repeated", negative=()),
-]
-Profile = Annotated[str | None, Parameter(help="one of the file's profiles, such as gpu")]
-Device = Annotated[str | None, Parameter(help="cpu, cuda or cuda:N; default: CUDA where there is one")]
-Json = Annotated[bool, Parameter(name="--json", help="print JSON", negative=())]
+
+# what a command is for: `muonlab --help` lists them so
+OPTIMIZERS = Group("The optimizers", sort_key=1)
+TRAINING = Group("Train, watch, go on", sort_key=2)
+QUESTIONS = Group("Is it better?", sort_key=3)
+RECORDS = Group("Logs of others, records for others", sort_key=4)
+MODELS = Group("What a model can do", sort_key=5)
+DATA = Group("Data", sort_key=6)
+for flag in ("--help", "--version", "--install-completion"):
+    app[flag].group = Group("Options", sort_key=7)
 
 
 class Ended(Exception):

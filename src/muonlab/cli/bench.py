@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from muonlab.cli.app import Device, Json, app, positive, say, show
+from muonlab.cli.app import OPTIMIZERS, app, positive, say, show
+from muonlab.cli.flags import Device, Json
 from muonlab.errors import InputError
 from muonlab.files import write_atomically
 from muonlab.names import choose
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from muonlab.optim.bench.report import Asked
 
 
-@app.command
+@app.command(group=OPTIMIZERS)
 def bench(
     *,
     sets: Annotated[str | None, Parameter(help="of matrices, such as gpt2-small,llama-8b; default: those for the device")] = None,

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from muonlab.cli.app import Json, app, positive, say, show
+from muonlab.cli.app import DATA, app, positive, say, show
+from muonlab.cli.flags import Json, listed
 from muonlab.errors import InputError
 
 if TYPE_CHECKING:
     from muonlab.data.prepared import Prepared
 
-data = App(name="data", help="Prepare data sets, train tokenizers, look at what is prepared.")
+data = App(group=DATA, name="data", help="Prepare data sets, train tokenizers, look at what is prepared.")
 app.command(data)
 
 Columns = Annotated[
@@ -75,7 +76,7 @@ def prepare(
     if not sources:
         raise InputError("muonlab data prepare: expected files, a folder or a data set's name, got none")
     plan = Plan(
-        sources=sources, columns=_names(columns), template=template_text(template), mask=mask, tokenizer=tokenizer, kind=kind,
+        sources=sources, columns=listed(columns), template=template_text(template), mask=mask, tokenizer=tokenizer, kind=kind,
         subset=subset, split=split, limit=limit, dedupe=dedupe, skip_bad=skip_bad, held_out=held_out,
     )  # fmt: skip
     others = {folder: open_prepared(folder) for folder in against or ()}
@@ -118,7 +119,7 @@ def train_tokenizer(
         raise InputError("muonlab data tokenizer: expected files, a folder or a data set's name, got none")
     if out.exists():
         raise InputError(f"--out {out}: is already there: choose another name, or delete it")
-    trained = train_bpe(_texts(sources, _names(columns), limit, subset, split, kind), vocab_size, split_digits=split_digits)
+    trained = train_bpe(_texts(sources, listed(columns), limit, subset, split, kind), vocab_size, split_digits=split_digits)
     if trained.vocab_size < vocab_size:
         say(f"the texts yield {trained.vocab_size} tokens, not {vocab_size}")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -160,10 +161,6 @@ def show_data(
     waste = None if packed is None else {**vars(packed), "context": context, "share": packed.share}
     found = {"folder": str(folder), "sha256": made.sha256, **made.manifest, "packing": waste, "examples": texts}
     show(found, json, lambda: "\n".join([*_summary(made), *_packing(packed, context), *_marked(texts)]))
-
-
-def _names(columns: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in columns.split(",") if name.strip())
 
 
 def template_text(given: str | None) -> str | None:

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from muonlab.cli.app import Json, positive, say, show
+from muonlab.cli.app import positive, say, show
 from muonlab.cli.data import data
+from muonlab.cli.flags import Json, listed
 from muonlab.errors import InputError
 
 
@@ -74,7 +75,7 @@ def cot(
 
     if not source:
         raise InputError("cot: expected a source of rows: files, folders, patterns, or the name of a data set")
-    names = tuple(name.strip() for name in columns.split(","))
+    names = listed(columns)
     if not all(names) or len(set(names)) < len(names):
         raise InputError(f"--columns: expected names, each once, such as question,answer, got {columns!r}")
     done = prepare_cot(find_sources(source, subset=subset, split=split), out, names, spans=spans, strict=strict)

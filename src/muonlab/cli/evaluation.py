@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from muonlab.cli.app import Device, Json, app, positive, say, show
-from muonlab.cli.generation import Checkpoint, OwnTokenizer, TemplateText, Threads
+from muonlab.cli.app import MODELS, app, positive, say, show
+from muonlab.cli.flags import Batch, Json, Loading, TemplateText, Writing, listed
 from muonlab.errors import InputError
 
 if TYPE_CHECKING:
     from muonlab.evaluate.accuracy import Accuracy
-    from muonlab.evaluate.gsm8k import Problem, Prompt
+    from muonlab.evaluate.gsm8k import Problem, Prompt, Result, Sampling
     from muonlab.evaluate.team import Team
 
-evaluation = App(name="eval", help="What trained models can do, and whether one can do more than another.")
+evaluation = App(group=MODELS, name="eval", help="What trained models can do, and whether one can do more than another.")
 app.command(evaluation)
 
 
@@ -28,10 +28,7 @@ def loss(
     data: Annotated[Path | None, Parameter(help="a folder that muonlab data prepare made; default: the run's own data")] = None,
     split: Annotated[Literal["validation", "train"], Parameter(help="what is held out, or what is not")] = "validation",
     tokens: Annotated[int | None, Parameter(help="default: as in training (train.eval_tokens); of --data, all")] = None,
-    checkpoint: Checkpoint = "last",
-    tokenizer: OwnTokenizer = None,
-    device: Device = None,
-    threads: Threads = None,
+    loading: Loading = Loading(),
     json: Json = False,
 ) -> None:
     """Compute a run's loss on what it held out, or on other prepared data.
@@ -42,12 +39,10 @@ def loss(
         Folder of a run.
     """
     from muonlab.cli.progress import EvaluationDisplay
-    from muonlab.evaluate.loading import load_run
     from muonlab.evaluate.loss import evaluate_loss
 
-    positive("--threads", threads)
     positive("--tokens", tokens)
-    loaded = load_run(run, device, checkpoint=checkpoint, tokenizer=tokenizer, threads=threads)
+    loaded = loading.load(run)
     with EvaluationDisplay(run.name) as display:
         found = evaluate_loss(
             loaded,
@@ -82,20 +77,14 @@ def gsm8k(
     rule: Annotated[Literal["official", "strict", "flexible"], Parameter(help="how answers are read out of texts")] = "official",
     few_shot: Annotated[int, Parameter(help="worked examples in the prompt, in lm-eval's form")] = 0,
     examples: Annotated[list[str] | None, Parameter(negative=(), help="where they come from; may be repeated")] = None,
-    temperature: Annotated[float | None, Parameter(help="default: 0, the likeliest token; 0.7 with several samples")] = None,
-    top_p: Annotated[float, Parameter(help="choose among the likeliest tokens that have this probability together")] = 1.0,
-    max_tokens: Annotated[int, Parameter(help="longest answer")] = 512,
-    seed: int = 0,
+    writing: Writing = Writing(),
     limit: Annotated[int | None, Parameter(help="only so many problems, the first ones")] = None,
-    batch: Annotated[int, Parameter(help="texts that are written at once; more are faster, and take more memory")] = 64,
+    batch: Batch = 64,
     template: TemplateText = None,
-    checkpoint: Checkpoint = "last",
-    tokenizer: OwnTokenizer = None,
+    loading: Loading = Loading(),
     subset: Annotated[str | None, Parameter(help="a data set's subset, such as main")] = None,
     split: Annotated[str | None, Parameter(help="a data set's split, such as test")] = None,
     alpha: Annotated[float, Parameter(help="1 − alpha is the interval's level")] = 0.05,
-    device: Device = None,
-    threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Count how many problems of GSM8K, or of a task in its form, a run answers; or several runs together.
@@ -109,35 +98,43 @@ def gsm8k(
         Folders of runs: one, or several with --ensemble or --average.
     """
     from muonlab.cli.data import template_text
-    from muonlab.cli.progress import EvaluationDisplay
     from muonlab.data.writing import refuse_existing
-    from muonlab.evaluate.gsm8k import FEW_SHOT_STOPS, Sampling, evaluate, read_problems, summarize
+    from muonlab.evaluate.gsm8k import FEW_SHOT_STOPS, read_problems, summarize
     from muonlab.evaluate.results import write_results
-    from muonlab.evaluate.seen import in_words, problems_seen
     from muonlab.evaluate.team import gather
 
-    for flag, number in (("--threads", threads), ("--limit", limit), ("--batch", batch)):
+    for flag, number in (("--threads", loading.threads), ("--limit", limit), ("--batch", batch)):
         positive(flag, number)
     _level(alpha)
-    how = Sampling(
-        samples=samples,
-        temperature=(0.7 if samples > 1 else 0.0) if temperature is None else temperature,
-        top_p=top_p,
-        max_tokens=max_tokens,
-        seed=seed,
-        stop=FEW_SHOT_STOPS if few_shot else (),
-    )
+    stop = FEW_SHOT_STOPS if few_shot else ()
+    how = writing.sampling(max_tokens=512, temperature=0.7 if samples > 1 else 0.0, samples=samples, stop=stop)
     if out is not None:
         refuse_existing(out)
     problems = read_problems(data, subset=subset, split=split)
-    prompt = _examples(few_shot, examples, problems, subset, seed, template)
+    prompt = _examples(few_shot, examples, problems, subset, how.seed, template)
     team = gather(
         run, together="vote" if ensemble else "average" if average else None, both=ensemble and average, prompt=prompt,
-        template=template_text(template), checkpoint=checkpoint, tokenizer=tokenizer, device=device, threads=threads, batch=batch,
+        template=template_text(template), batch=batch, **vars(loading),
     )  # fmt: skip
     for line in team.told:
         say(line)
-    problems = problems[:limit]
+    results, seen = _asked(team, problems[:limit], how, rule, batch)
+    settings = {**vars(how), "stop": list(how.stop), "vote": vote, "few_shot": few_shot, "data": data, "limit": limit}
+    place = {"settings": settings, "seen": seen, "out": None if out is None else str(out)}
+    figures = {**summarize(results, alpha=alpha), **team.as_json(), **place}
+    try:
+        show(figures, json, lambda: "\n".join(_figures_in_words(team, figures)))
+    finally:  # neither the figures nor the file is lost with the other
+        if out is not None:
+            write_results(out, results)
+
+
+def _asked(team: Team, problems: list[Problem], how: Sampling, rule: str, batch: int) -> tuple[list[Result], int | None]:
+    """What the team answers, and how many of the problems it has trained on."""
+    from muonlab.cli.progress import EvaluationDisplay
+    from muonlab.evaluate.gsm8k import evaluate
+    from muonlab.evaluate.seen import in_words, problems_seen
+
     seen = problems_seen((run.described for run in team.runs), problems)
     if warning := in_words(seen, len(problems), team.name):
         say(warning)
@@ -153,14 +150,7 @@ def gsm8k(
         )
     for line in team.warnings():
         say(line)
-    settings = {**vars(how), "stop": list(how.stop), "vote": vote, "few_shot": few_shot, "data": data, "limit": limit}
-    place = {"settings": settings, "seen": seen, "out": None if out is None else str(out)}
-    figures = {**summarize(results, alpha=alpha), **team.as_json(), **place}
-    try:
-        show(figures, json, lambda: "\n".join(_figures_in_words(team, figures)))
-    finally:  # neither the figures nor the file is lost with the other
-        if out is not None:
-            write_results(out, results)
+    return results, seen
 
 
 def _examples(
@@ -209,11 +199,8 @@ def lm_eval(
     few_shot: Annotated[int | None, Parameter(help="examples in the prompt; default: each task's own number")] = None,
     limit: Annotated[int | None, Parameter(help="only so many problems of each task")] = None,
     include: Annotated[Path | None, Parameter(help="a folder with tasks of one's own (YAML)")] = None,
-    batch: Annotated[int, Parameter(help="texts at once; more are faster, and take more memory")] = 64,
-    checkpoint: Checkpoint = "last",
-    tokenizer: OwnTokenizer = None,
-    device: Device = None,
-    threads: Threads = None,
+    batch: Batch = 64,
+    loading: Loading = Loading(),
     json: Json = False,
 ) -> None:
     """Run tasks of lm-evaluation-harness: `pip install "muonlab[lm-eval]"`. It fetches its data sets from the hub.
@@ -227,16 +214,14 @@ def lm_eval(
 
     from muonlab.data.writing import new_file, refuse_existing
     from muonlab.evaluate.harness import HarnessModel, run_tasks
-    from muonlab.evaluate.loading import load_run
 
-    for flag, number in (("--threads", threads), ("--limit", limit), ("--batch", batch)):
+    for flag, number in (("--limit", limit), ("--batch", batch)):
         positive(flag, number)
     if out is not None:
         refuse_existing(out)
-    loaded = load_run(run, device, checkpoint=checkpoint, tokenizer=tokenizer, threads=threads)
+    loaded = loading.load(run)
     model = HarnessModel(loaded, batch_size=batch)
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    found = run_tasks(model, names, few_shot=few_shot, limit=limit, include=include)
+    found = run_tasks(model, list(listed(tasks)), few_shot=few_shot, limit=limit, include=include)
     if model.truncated:
         say(f"{model.truncated} prompts lost their beginning: the model's context is {model.max_length} tokens")
     figures = {"run": str(run), "step": loaded.step, **found, "truncated": model.truncated}

@@ -9,24 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from muonlab.cli.app import Device, Json, Profile, Set, app, positive, say, show
+from muonlab.cli.app import QUESTIONS, app, say, show
+from muonlab.cli.flags import Json, Launch, Profile
 from muonlab.errors import InputError
 
 if TYPE_CHECKING:
     from muonlab.lab.plan.probe import Estimate
 
-_WORKERS = "processes at once; default: one a core (CPU), or up to four where the GPU's memory allows (CUDA)"
 
-
-@app.command
+@app.command(group=QUESTIONS)
 def sweep(
     experiment: Path,
     *,
-    set: Set = None,
     profile: Profile = None,
-    out: Path | None = None,
-    workers: Annotated[int | None, Parameter(help=_WORKERS)] = None,
-    device: Device = None,
+    launch: Launch = Launch(),
     dry_run: Annotated[bool, Parameter(help="only say what would be run, and how long it would take", negative=())] = False,
     json: Json = False,
 ) -> None:
@@ -38,38 +34,27 @@ def sweep(
     ----------
     experiment:
         An experiment file, such as experiments/quickstart.toml.
-    out:
-        Folder of the sweep. Default: runs/EXPERIMENT.
     """
     from muonlab.cli.progress import SweepDisplay
     from muonlab.lab.plan.loading import load_experiment
     from muonlab.lab.run.runner import sweep as run_sweep
 
-    positive("--workers", workers)
-    loaded = load_experiment(experiment, tuple(set or ()), profile)
-    folder = out or Path("runs") / loaded.name
+    how = launch.how()
+    loaded = load_experiment(experiment, launch.overrides(), profile)
+    folder = launch.out or Path("runs") / loaded.name
     if dry_run:
         from muonlab.lab.plan.probe import estimate
 
-        found = estimate(loaded, folder, workers=workers, device=device, say=say)
+        found = estimate(loaded, folder, **how, say=say)
         show(asdict(found), json, lambda: _estimate_in_words(found))
         return
     with SweepDisplay([cell.name for cell in loaded.cells], list(loaded.config.seeds)) as display:
-        run_sweep(loaded, folder, workers=workers, device=device, on_event=display.hear)
+        run_sweep(loaded, folder, **how, on_event=display.hear)
     _report(folder, None, json)
 
 
-@app.command
-def race(
-    experiment: Path,
-    *,
-    set: Set = None,
-    profile: Profile = None,
-    out: Path | None = None,
-    workers: Annotated[int | None, Parameter(help=_WORKERS)] = None,
-    device: Device = None,
-    json: Json = False,
-) -> None:
+@app.command(group=QUESTIONS)
+def race(experiment: Path, *, profile: Profile = None, launch: Launch = Launch(), json: Json = False) -> None:
     """Run seed after seed of an experiment, only until the answer is clear, then write its report.
 
     After each seed every arm is compared with the baseline, by a test that allows looking as often as one likes. An arm that is
@@ -79,18 +64,16 @@ def race(
     ----------
     experiment:
         An experiment file with a baseline, such as experiments/quickstart.toml.
-    out:
-        Folder of the race. Default: runs/EXPERIMENT-race.
     """
     from muonlab.cli.progress import SweepDisplay
     from muonlab.lab.plan.loading import load_experiment
     from muonlab.lab.run.runner import race as run_race
 
-    positive("--workers", workers)
-    loaded = load_experiment(experiment, tuple(set or ()), profile)
-    folder = out or Path("runs") / f"{loaded.name}-race"
+    how = launch.how()
+    loaded = load_experiment(experiment, launch.overrides(), profile)
+    folder = launch.out or Path("runs") / f"{loaded.name}-race"
     with SweepDisplay([cell.name for cell in loaded.cells], list(loaded.config.seeds), at_most=True) as display:
-        run_race(loaded, folder, workers=workers, device=device, on_event=display.hear, on_look=display.look)
+        run_race(loaded, folder, **how, on_event=display.hear, on_look=display.look)
     _report(folder, None, json)
 
 
@@ -114,16 +97,8 @@ def _estimate_in_words(found: Estimate) -> str:
     )
 
 
-@app.command
-def search(
-    search: Path,
-    *,
-    set: Set = None,
-    out: Path | None = None,
-    workers: Annotated[int | None, Parameter(help=_WORKERS)] = None,
-    device: Device = None,
-    json: Json = False,
-) -> None:
+@app.command(group=QUESTIONS)
+def search(search: Path, *, launch: Launch = Launch(), json: Json = False) -> None:
     """Look for the best settings of each arm, with equally many trials for all, then write the report.
 
     Every trial is an ordinary run of a sweep. The same command goes on with a search that was stopped. Needs the extra
@@ -133,15 +108,13 @@ def search(
     ----------
     search:
         A search file: an experiment with `space` and `trials` in place of grids.
-    out:
-        Folder of the search. Default: runs/SEARCH.
     """
     from muonlab.cli.progress import SweepDisplay
     from muonlab.lab.run.search import load_search, run_search
 
-    positive("--workers", workers)
-    loaded = load_search(search, tuple(set or ()))
-    folder = out or Path("runs") / loaded.name
+    how = launch.how()
+    loaded = load_search(search, launch.overrides())
+    folder = launch.out or Path("runs") / loaded.name
     cells: list[str] = []
 
     def take(names: list[str]) -> None:
@@ -149,11 +122,11 @@ def search(
 
     trials = len(loaded.arms) * loaded.config.trials
     with SweepDisplay(cells, list(loaded.config.seeds), trials) as display:
-        run_search(loaded, folder, workers=workers, device=device, on_event=display.hear, on_cells=take)
+        run_search(loaded, folder, **how, on_event=display.hear, on_cells=take)
     _report(folder, None, json)
 
 
-@app.command
+@app.command(group=QUESTIONS)
 def report(
     directory: Path,
     *further: Path,

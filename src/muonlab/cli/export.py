@@ -7,18 +7,17 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from muonlab.cli.app import Json, app, say, show
-from muonlab.cli.generation import Checkpoint, OwnTokenizer
+from muonlab.cli.app import MODELS, app, say, show
+from muonlab.cli.flags import Json, Weights
 
 
-@app.command
+@app.command(group=MODELS)
 def export(
     run: Path,
     *,
     to: Annotated[Literal["safetensors", "hf"], Parameter(help="for muonlab, or for transformers with the model's code (gpt)")],
     out: Annotated[Path, Parameter(help="a new folder")],
-    checkpoint: Checkpoint = "last",
-    tokenizer: OwnTokenizer = None,
+    weights: Weights = Weights(),
     json: Json = False,
 ) -> None:
     """Write a run's model into a folder of its own: weights, sizes, tokenizer, and how to load them.
@@ -33,7 +32,7 @@ def export(
     from muonlab.evaluate.loading import load_run
 
     refuse_taken(out)
-    loaded = load_run(run, "cpu", checkpoint=checkpoint, tokenizer=tokenizer)
+    loaded = load_run(run, "cpu", **vars(weights))
     files = write(loaded, out, to)
     if loaded.known_tokenizer is None:
         say(f"{run}: trained on token shards, which do not say what their tokens mean: no tokenizer is exported; see --tokenizer")

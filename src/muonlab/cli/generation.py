@@ -8,39 +8,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from muonlab.cli.app import Device, Json, app, positive, say, show
+from muonlab.cli.app import MODELS, app, say, show
+from muonlab.cli.flags import Json, Loading, TemplateText, Writing
 from muonlab.errors import InputError
 
 if TYPE_CHECKING:
     from muonlab.evaluate.generation import Completion, TextGenerator
     from muonlab.evaluate.loading import LoadedRun
 
-Checkpoint = Annotated[str, Parameter(help="last, best (of the lowest validation loss, with train.keep_best), or a step")]
-OwnTokenizer = Annotated[
-    str | None, Parameter(name="--tokenizer", help="for runs on token shards, which do not say what their tokens mean")
-]
-Threads = Annotated[int | None, Parameter(help="CPU threads; default: all cores")]
-TemplateText = Annotated[
-    str | None, Parameter(name="--template", help="a Jinja template of the prompt, or a file with one; default: the run's own")
-]
 Stop = Annotated[list[str] | None, Parameter(name="--stop", negative=(), help="a text that ends what is written; may be repeated")]
 
 
-@app.command
+@app.command(group=MODELS)
 def generate(
     run: Path,
     *,
     prompt: Annotated[list[str] | None, Parameter(negative=(), help="what to begin with; may be repeated")] = None,
-    max_tokens: int = 200,
-    temperature: Annotated[float, Parameter(help="0: the likeliest token each time")] = 0.8,
-    top_p: Annotated[float, Parameter(help="choose among the likeliest tokens that have this probability together")] = 1.0,
-    seed: int = 0,
+    writing: Writing = Writing(),
     stop: Stop = None,
     template: TemplateText = None,
-    checkpoint: Checkpoint = "last",
-    tokenizer: OwnTokenizer = None,
-    device: Device = None,
-    threads: Threads = None,
+    loading: Loading = Loading(),
     json: Json = False,
 ) -> None:
     """Write what follows a prompt, as it comes; after several prompts, all of them at once.
@@ -55,13 +42,10 @@ def generate(
     """
     from muonlab.cli.data import template_text
     from muonlab.evaluate.generation import TextGenerator
-    from muonlab.evaluate.gsm8k import Sampling
-    from muonlab.evaluate.loading import load_run
     from muonlab.evaluate.prompts import asked_by, own_template
 
-    positive("--threads", threads)
-    how = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stop or ()))
-    loaded = load_run(run, device, checkpoint=checkpoint, tokenizer=tokenizer, threads=threads)
+    how = writing.sampling(max_tokens=200, temperature=0.8, stop=tuple(stop or ()))
+    loaded = loading.load(run)
     used = own_template(loaded, template_text(template)) if prompt else None
     prompts = list(map(asked_by(used), prompt)) if used and prompt else (prompt or [""])
     writer = TextGenerator.of(loaded)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from muonlab.cli.app import Device, Json, app, positive, say, show
+from muonlab.cli.app import TRAINING, app, positive, say, show
+from muonlab.cli.flags import Device, Json
 from muonlab.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _OPTIMIZERS = ("adamw", "muon")
 
 
-@app.command
+@app.command(group=TRAINING)
 def presets(
     pattern: str = "*",
     *,

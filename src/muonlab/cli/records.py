@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from muonlab.cli.app import Json, app, say, show
+from muonlab.cli.app import RECORDS, app, say, show
+from muonlab.cli.flags import Json
 from muonlab.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def _unpack_limit(given: str | None) -> int:
     return UNPACK_LIMIT if given is None else parse_size(given, "--unpack-limit")
 
 
-@app.command(name="import")
+@app.command(name="import", group=RECORDS)
 def import_(
     *logs: str,
     out: Path,
@@ -76,7 +77,7 @@ def _imported_in_words(imported: list[Imported], out: Path) -> str:
     return "\n".join([*lines, f"{len(imported)} run{'' if len(imported) == 1 else 's'} in {out}; go on with: muonlab report {out}"])
 
 
-@app.command
+@app.command(group=RECORDS)
 def certify(
     directory: Path,
     *,
@@ -129,7 +130,7 @@ def _figures_in_words(content: dict[str, Any], out: Path) -> str:
     return "\n".join([*lines, f"rule {content['rule']}: {'met' if content['figures']['met'] else 'not met'}", f"Record: {out}"])
 
 
-@app.command
+@app.command(group=RECORDS)
 def verify(record: Path, *, against: Path | None = None, unpack_limit: UnpackLimit = None, json: Json = False) -> None:
     """Compute a record again from its files; exit code 1 names every difference.
 

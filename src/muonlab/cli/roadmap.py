@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from muonlab.cli.app import Device, Json, Profile, positive, say, show
+from muonlab.cli.app import positive, say, show
 from muonlab.cli.evaluation import evaluation
-from muonlab.cli.generation import Threads
+from muonlab.cli.flags import Batch, Device, Json, Profile, Threads
 
 if TYPE_CHECKING:
     from muonlab.train.run import Progress
@@ -21,7 +21,7 @@ def roadmap(
     *,
     profile: Profile = None,
     out: Annotated[Path | None, Parameter(help="folder of runs, answers and report; default: runs/NAME")] = None,
-    batch: Annotated[int, Parameter(help="texts that are written at once; more are faster, and take more memory")] = 64,
+    batch: Batch = 64,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,

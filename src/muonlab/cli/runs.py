@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from muonlab.cli.app import Device, Json, app, positive, show
+from muonlab.cli.app import TRAINING, app, positive, show
+from muonlab.cli.flags import Device, Json
 from muonlab.cli.training import Background, Track, in_background, train_in
 from muonlab.errors import InputError
 
 if TYPE_CHECKING:
     from muonlab.train.session import Standing
 
-runs = App(name="runs", help="List the runs below a folder; `muonlab runs show RUN` tells all about one.")
+runs = App(group=TRAINING, name="runs", help="List the runs below a folder; `muonlab runs show RUN` tells all about one.")
 app.command(runs)
 _FOLLOW_EVERY = 0.2  # seconds
 
@@ -129,7 +130,7 @@ def _details(row: Standing, details: dict[str, Any]) -> str:
     return "\n".join(f"{name:{width}}  {value}" for name, value in lines.items())
 
 
-@app.command
+@app.command(group=TRAINING)
 def logs(
     run: Path,
     *,
@@ -164,7 +165,7 @@ def logs(
             time.sleep(_FOLLOW_EVERY if running else 0)
 
 
-@app.command
+@app.command(group=TRAINING)
 def stop(
     run: Path, *, timeout: Annotated[float, Parameter(help="seconds to wait for its process")] = 600.0, json: Json = False
 ) -> None:
@@ -187,7 +188,7 @@ def stop(
     show({"was_running": asked, **asdict(row)}, json, lambda: f"{row.folder}: {words}")
 
 
-@app.command
+@app.command(group=TRAINING)
 def resume(
     run: Path,
     *,

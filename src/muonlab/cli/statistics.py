@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from muonlab.cli.app import Json, app, say, show
+from muonlab.cli.app import QUESTIONS, app, say, show
+from muonlab.cli.flags import Json
 from muonlab.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _Files = Annotated[
 ]
 
 
-@app.command
+@app.command(group=QUESTIONS)
 def stats(
     files: _Files,
     *,

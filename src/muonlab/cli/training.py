@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from muonlab.cli import app as application
-from muonlab.cli.app import Device, Ended, Json, app, positive, say, show
+from muonlab.cli.app import OPTIMIZERS, TRAINING, Ended, app, positive, say, show
 from muonlab.cli.asked import Asked
+from muonlab.cli.flags import Device, Json
 from muonlab.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -33,11 +34,11 @@ Track = Annotated[
 ]
 
 
-@app.command
+@app.command(group=TRAINING)
 def train(
     recipe: Path | None = None,
     *,
-    asked: Asked | None = None,
+    asked: Asked = Asked(),
     seed: int = 0,
     out: Path | None = None,
     resume: Annotated[
@@ -64,7 +65,7 @@ def train(
     positive("--threads", threads)
     if background and in_background(json):
         return
-    name, loaded = (asked or Asked()).recipe(recipe)
+    name, loaded = asked.recipe(recipe)
     folder = out or Path("runs") / f"{name}-{loaded.run_id(seed)}"
     options: dict[str, Any] = {"device": device, "threads": threads, "resume": resume, "trackers": track or ()}
     options["memory_limit"] = _memory(memory_limit, loaded)
@@ -148,11 +149,11 @@ def _result_in_words(folder: Path, result: dict[str, Any]) -> str:
     )
 
 
-@app.command
+@app.command(group=OPTIMIZERS)
 def plan(
     recipe: Path | None = None,
     *,
-    asked: Asked | None = None,
+    asked: Asked = Asked(),
     hf: Annotated[str | None, Parameter(help="any model of transformers: a config.json, its folder, or a name on the hub")] = None,
     optimizer: Annotated[str, Parameter(help="with --hf: the optimizer of its matrices")] = "muon",
     json: Json = False,
@@ -174,7 +175,7 @@ def plan(
     from muonlab.data.corpus import vocab_size
     from muonlab.models.counting import size_of
 
-    name, loaded = (asked or Asked()).recipe(recipe)
+    name, loaded = asked.recipe(recipe)
     vocabulary = vocab_size(loaded.data)
     with torch.device("meta"):
         module = loaded.model.build(vocabulary)
@@ -210,7 +211,7 @@ def _plan_of_hf(name: str, optimizer: str, json: bool) -> None:
     show([vars(row) for row in found], json, lambda: f"{type(module).__name__}\n{found}")
 
 
-@app.command
+@app.command(group=OPTIMIZERS)
 def optimizers(pattern: str = "*", *, json: Json = False) -> None:
     """List the optimizers: name, formula, source, options with their defaults.
 
@@ -242,7 +243,7 @@ def _optimizer_in_words(row: dict[str, Any]) -> str:
     return f"{row['name']}\n  {row['formula']}\n  source: {row['source']}\n  options: lr={row['lr']!r}, {options}"
 
 
-@app.command
+@app.command(group=TRAINING)
 def schema(kind: Literal["recipe", "experiment"]) -> None:
     """Print the JSON schema of recipes or experiments, for editors that complete and check TOML.
 

@@ -2,7 +2,7 @@
 
 A question's way, top to bottom:
 
-plan       what is to be run: config, loading (the file), followups, seeds, grid, experiment (cells, plan), machine, probe (its cost)
+plan       what is to be run: config, loading (the file), followups, seeds, grid, experiment (cells, plan), machine, probe
 run        what is missing is done: runner (sweeps, races), race (who runs next), search (Optuna), pool (worker processes)
 runs       run folders as values: store (a sweep), collection (runs without a plan), index (SQLite), curves, tables
 judge      figures and verdicts: results, effects (designs), targets (time to a loss), standings (of a race), arms, answers, audit
