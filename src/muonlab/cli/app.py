@@ -42,8 +42,9 @@ QUESTIONS = Group("Is it better?", sort_key=3)
 RECORDS = Group("Logs of others, records for others", sort_key=4)
 MODELS = Group("What a model can do", sort_key=5)
 DATA = Group("Data", sort_key=6)
+_OPTIONS = Group("Options", sort_key=7)
 for flag in ("--help", "--version", "--install-completion"):
-    app[flag].group = Group("Options", sort_key=7)
+    app[flag].group = _OPTIONS
 
 
 class Ended(Exception):
