@@ -1,6 +1,7 @@
 # make demo   three optimizers on real text, and which is better: a report in about three minutes after the install
 # make test   the tests, by two processes (JOBS=8: by eight)
 # make check  lint, format, types, import rules
+# make dist   wheel and source archive in dist/
 # make gpu    what has to be known on a GPU, in eight minutes: docs/gpu.md. It installs nothing: an installed torch is enough, no network.
 #             OUT=folder  MINUTES=8  PARTS="train step"  TINY=1 (does the pack run? on a CPU, tiny sizes)
 
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CLIENTS := $(VENV)/.clients
 
-.PHONY: demo test check gpu clean
+.PHONY: demo test check dist gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/muonlab sweep experiments/quickstart.toml
@@ -28,6 +29,11 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# By the hatchling that is installed: nothing is fetched. The wheel is made from the source archive, as pip would.
+dist: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 gpu:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --out $(OUT) --minutes $(MINUTES) \
@@ -53,4 +59,4 @@ $(CLIENTS): $(INSTALLED)
 	@touch $(CLIENTS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 import muonlab
 from muonlab.cli.progress import Log
 from muonlab.errors import InputError, Interrupted, RunError
+from muonlab.extras import LAB, no_lab
 
 app = App(
     name="muonlab",
@@ -101,6 +102,11 @@ def run(arguments: list[str]) -> int:
     except CycloptsError as error:
         error.verbose = False
         complain(f"{error}\nSee muonlab {' '.join(error.command_chain or ())} --help".replace("muonlab  --", "muonlab --"))
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in LAB:
+            raise
+        complain(no_lab("this command", [error.name]))
         return 2
     except RunError as error:
         complain(str(error))

@@ -7,3 +7,7 @@ others'    logger (`muonlab.run`), importers, collection (runs without a plan), 
 judging    stats, effects (designs), targets (time to a loss), results (all figures of a report), records (certify, verify)
 telling    report: findings (sentences), arm_tables, facts, curves, charts, render (pictures), export (CSV, Parquet), templates
 """
+
+from muonlab.extras import need_lab
+
+need_lab(__name__, "pydantic", "scipy", "statsmodels", "tomli_w")
