@@ -104,9 +104,10 @@ def run(arguments: list[str]) -> int:
         complain(f"{error}\nSee muonlab {' '.join(error.command_chain or ())} --help".replace("muonlab  --", "muonlab --"))
         return 2
     except ModuleNotFoundError as error:
-        if error.name not in LAB:
+        package = str(error.name).partition(".")[0]
+        if package not in LAB:
             raise
-        complain(no_lab("this command", [error.name]))
+        complain(no_lab("this command", [package]))
         return 2
     except RunError as error:
         complain(str(error))
