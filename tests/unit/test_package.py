@@ -214,11 +214,13 @@ def test_the_command_without_the_extra_says_so_and_with_it_works(bare, tmp_path)
     others.write_text(str(importlib.metadata.distribution("cyclopts").locate_file("")))
     try:
         assert bare.run("--version", program=bare.command, cwd=tmp_path).stdout.strip() == muonlab.__version__
-        for command in (["presets", "--json"], ["optimizers", "--json"]):
+        for command in (["optimizers", "--json"], ["stats", ROOT / "tests/data/quickstart.jsonl", "--by", "arm", "--json"]):
             done = bare.run(*command, program=bare.command, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
             assert json.loads(done.stdout)
-        done = bare.run("-c", "import muonlab.lab as l; print(l.__file__)", cwd=tmp_path)
+        program = "import muonlab.lab as lab; from muonlab.presets import presets; print(lab.__file__, *presets('model'))"
+        done = bare.run("-c", program, cwd=tmp_path)
         assert done.stdout.startswith(str(bare.packages)), done.stderr
+        assert "gpt-124m" in done.stdout
     finally:
         others.unlink()
