@@ -32,7 +32,8 @@ _ABOUT = (
 def measured(python: str, program: str, environment: dict[str, str]) -> tuple[float, float]:
     """Milliseconds of the processor: of the whole process, and of the program after torch."""
     process = subprocess.Popen([python, "-c", _TIMED.format(program or "0")], stdout=subprocess.PIPE, env=environment)
-    with process, process.stdout as out:  # pyright: ignore[reportOptionalMemberAccess]
+    assert process.stdout is not None
+    with process, process.stdout as out:
         inside = float(out.read())
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -56,6 +57,8 @@ def main() -> None:
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         **about,
         "rounds": given.rounds,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),  # others on this machine make caches cold, and the processor's own time longer
         "bar_ms": BAR_MS,
         "torch_ms": round(medians["torch"][0], 1),
         "ms": {
