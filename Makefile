@@ -1,6 +1,7 @@
 # make demo   three optimizers on real text, and which is better: a report in about three minutes after the install
 # make test   the tests, by two processes (JOBS=8: by eight)
 # make check  lint, format, types, import rules
+# make dist   wheel and source archive in dist/
 # make docs   the documentation, into build/site; warnings are errors. make docs-serve shows it while you write
 # make gpu    what has to be known on a GPU, in eight minutes: docs/how-to/gpu.md. It installs nothing: an installed torch is enough, no network.
 #             OUT=folder  MINUTES=8  PARTS="train step"  TINY=1 (does the pack run? on a CPU, tiny sizes)
@@ -17,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 CLIENTS := $(VENV)/.clients
 DOCS := $(VENV)/.docs
 
-.PHONY: demo test check docs docs-serve gpu clean
+.PHONY: demo test check dist docs docs-serve gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/muonlab sweep experiments/quickstart.toml
@@ -36,6 +37,11 @@ docs: $(DOCS)
 
 docs-serve: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --livereload --watch src --watch docs
+
+# By the hatchling that is installed: nothing is fetched. The wheel is made from the source archive, as pip would.
+dist: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 gpu:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --out $(OUT) --minutes $(MINUTES) \
@@ -66,4 +72,4 @@ $(CLIENTS): $(INSTALLED)
 	@touch $(CLIENTS)
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

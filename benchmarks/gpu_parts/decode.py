@@ -124,4 +124,4 @@ def agreement(model: Any, part: Part) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main("decode", decode, needs=("numpy", "pydantic", "tomli_w"))
+    main("decode", decode, needs=("numpy", "pydantic", "safetensors", "tomli_w"))

@@ -5,6 +5,7 @@
     u = muonlab.orthogonalize(g)                         # (..., m, n) -> its polar factor
     with muonlab.run("arm", seed=0) as run:              # log from any training script; the lab judges it
 
+The optimizers need torch; `run`, the trainer and the command line need the extra: pip install "muonlab[lab]".
 Names are imported on first use, so that `import muonlab` costs nothing and the command line starts at once.
 """
 
@@ -32,4 +33,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    """What can be had: help() and the like look at each of these."""
+    from muonlab.extras import has_lab
+
+    return sorted({*globals(), *__all__} - (set() if has_lab() else {"run"}))

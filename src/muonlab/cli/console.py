@@ -26,6 +26,7 @@ from muonlab.cli import (  # imported to register their commands  # noqa: F401
 )
 from muonlab.cli.app import Ended, complain
 from muonlab.errors import InputError, Interrupted, RunError
+from muonlab.extras import LAB, no_lab
 
 
 def main() -> None:
@@ -58,6 +59,12 @@ def run(arguments: list[str]) -> int:
     except CycloptsError as error:
         error.verbose = False
         complain(f"{error}\nSee muonlab {' '.join(error.command_chain or ())} --help".replace("muonlab  --", "muonlab --"))
+        return 2
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package not in LAB:
+            raise
+        complain(no_lab("this command", [package]))
         return 2
     except RunError as error:
         complain(str(error))

@@ -9,9 +9,9 @@ from typing import Any
 
 from muonlab.data.embedded import EMBEDDED, Embedded
 from muonlab.data.formats import COMPRESSIONS, FORMATS, DataFile, Numbered, Row, format_of
-from muonlab.data.optional import needed
 from muonlab.data.paths import expand
 from muonlab.errors import InputError, RunError
+from muonlab.extras import needed
 
 _HUB_NAME = r"[\w.-]+/[\w.-]+|[\w-]+"  # owner/name, or one of the old names without an owner
 _DATASET_MARKS = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk leaves

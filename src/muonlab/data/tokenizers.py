@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muonlab.data import tokenizer as byte_tokens
-from muonlab.data.optional import needed
 from muonlab.errors import InputError
+from muonlab.extras import needed
 from muonlab.files import write_atomically
 
 TokenIds = NDArray[np.unsignedinteger]  # uint16, or uint32 where the vocabulary is larger than 65,536

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from muonlab.data.optional import needed
 from muonlab.errors import InputError
 from muonlab.evaluate.generation import TextGenerator
 from muonlab.evaluate.loading import LoadedRun, load_run
 from muonlab.evaluate.scoring import score
+from muonlab.extras import needed
 
 _WHY = "lm-evaluation-harness"
 _api, _registry = (needed(f"lm_eval.api.{part}", _WHY, extra="lm-eval") for part in ("model", "registry"))

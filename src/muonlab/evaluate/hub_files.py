@@ -6,10 +6,10 @@ import json
 from importlib.resources import files
 from typing import Any
 
-from muonlab.data.optional import needed
 from muonlab.data.tokenizers import HubTokenizer, Tokenizer
 from muonlab.errors import InputError
 from muonlab.evaluate.loading import LoadedRun
+from muonlab.extras import needed
 from muonlab.models.gpt import GPT
 
 CODE = "modeling_muonlab_gpt"

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from muonlab.data.optional import needed
 from muonlab.errors import InputError
+from muonlab.extras import needed
 
 
 def on_meta(name: str) -> nn.Module:

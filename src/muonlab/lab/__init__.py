@@ -21,10 +21,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from muonlab.extras import need_lab
+
 if TYPE_CHECKING:
     from muonlab.lab.judge.results import compute
     from muonlab.lab.runs.collection import collect
     from muonlab.lab.show.report import answer
+
+need_lab(__name__, "pydantic", "scipy", "statsmodels", "tomli_w")
 
 _FACE = {"collect": "runs.collection", "compute": "judge.results", "answer": "show.report"}  # imported on first use
 __all__ = ["answer", "collect", "compute"]
