@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+README = EXAMPLES.parent / "README.md"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 ALSO = {"hf_trainer": ["accelerate"]}  # what an example needs without importing it
@@ -70,12 +71,14 @@ def test_it_is_short_and_says_what_to_install(example):
 
 
 def test_the_list_of_examples_has_each_file_once():
-    listed = re.findall(r"\]\(([\w.]+\.(?:py|ipynb))\)", (EXAMPLES / "README.md").read_text())
+    listed = re.findall(r"\]\(examples/([\w.]+\.(?:py|ipynb))\)", README.read_text())
     assert sorted(listed) == sorted(path.name for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")])
 
 
 def test_the_lines_of_the_list_stand_in_the_files():
-    for file, line in re.findall(r"\]\(([\w.]+\.py)\) \| `(.+)` \|$", (EXAMPLES / "README.md").read_text(), flags=re.MULTILINE):
+    listed = re.findall(r"\]\(examples/([\w.]+\.py)\) \| `(.+)` \|$", README.read_text(), flags=re.MULTILINE)
+    assert len(listed) > 10
+    for file, line in listed:
         assert line in (EXAMPLES / file).read_text(), (file, line)
 
 
