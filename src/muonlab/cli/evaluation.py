@@ -103,9 +103,7 @@ def gsm8k(
     from muonlab.evaluate.results import write_results
     from muonlab.evaluate.team import gather
 
-    for flag, number in (("--threads", loading.threads), ("--limit", limit), ("--batch", batch)):
-        positive(flag, number)
-    _level(alpha)
+    _check_numbers(alpha, **{"--threads": loading.threads, "--limit": limit, "--batch": batch})
     stop = FEW_SHOT_STOPS if few_shot else ()
     how = writing.sampling(max_tokens=512, temperature=0.7 if samples > 1 else 0.0, samples=samples, stop=stop)
     if out is not None:
@@ -120,8 +118,8 @@ def gsm8k(
         say(line)
     results, seen = _asked(team, problems[:limit], how, rule, batch)
     settings = {**vars(how), "stop": list(how.stop), "vote": vote, "few_shot": few_shot, "data": data, "limit": limit}
-    place = {"settings": settings, "seen": seen, "out": None if out is None else str(out)}
-    figures = {**summarize(results, alpha=alpha), **team.as_json(), **place}
+    place = {"settings": settings, "seen": seen, "out": str(out) if out else None}
+    figures = summarize(results, alpha=alpha) | team.as_json() | place
     try:
         show(figures, json, lambda: "\n".join(_figures_in_words(team, figures)))
     finally:  # neither the figures nor the file is lost with the other
@@ -283,6 +281,12 @@ def compare(
 def accuracy_in_words(found: Accuracy, alpha: float) -> str:
     interval = f"{100 * (1 - alpha):g} % CI {100 * found.low:.1f} to {100 * found.high:.1f}"
     return f"{100 * found.value:.1f} % right ({found.correct} of {found.n}), {interval}"
+
+
+def _check_numbers(alpha: float, **numbers: int | None) -> None:
+    _level(alpha)
+    for flag, number in numbers.items():
+        positive(flag, number)
 
 
 def _level(alpha: float) -> None:

@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,14 +27,14 @@ from muonlab.data.lock import LOCK, locked, writing
 from muonlab.data.prepared import MANIFEST, OLD_FORM, SPLITS, Prepared, open_prepared
 from muonlab.data.seen import Seen
 from muonlab.data.sources import Source, find_sources
+from muonlab.data.split_files import KINDS, SplitFiles
 from muonlab.data.template import Template
-from muonlab.data.tokenizers import TokenIds, Tokenizer, about, load_tokenizer
+from muonlab.data.tokenizers import Tokenizer, about, load_tokenizer
 from muonlab.errors import InputError
 from muonlab.files import sha256_of, sync_directory, write_atomically
 
 Mask = Literal["prompt", "none"]
 
-_KINDS = ("tokens", "index", "prompts")  # files of a shard
 _PROGRESS, _SEEN = "progress.json", "seen.u64"
 _BATCH_ROWS, _BATCH_CHARACTERS = 1024, 1 << 18  # what is tokenized at a time
 _SAVE_EVERY = 2.0  # seconds between two points that a killed preparation can go on from
@@ -177,59 +177,6 @@ def _remove_traces(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-@dataclass
-class _Split:
-    """The shards of one split that are being written."""
-
-    folder: Path
-    name: str
-    dtype: str
-    shard_tokens: int
-    shards: list[list[int]] = field(default_factory=list)  # [documents, tokens] of each
-    targets: int = 0
-    changed: set[Path] = field(default_factory=set)  # files written since the last save
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Makes the files as long as they were at `state`, and forgets those begun after it."""
-        self.shards, self.targets = [list(pair) for pair in state["shards"]], state["targets"]
-        known = set()
-        for i, (documents, tokens) in enumerate(self.shards):
-            sizes = {"tokens": tokens * np.dtype(self.dtype).itemsize, "index": documents * 16, "prompts": documents * 8}
-            for kind, size in sizes.items():
-                path = self.path(i, kind)
-                os.truncate(path, size)
-                known.add(path)
-        for path in self.folder.glob(f"{self.name}-*"):
-            if path not in known:
-                path.unlink()
-
-    def state(self) -> dict[str, Any]:
-        return {"shards": self.shards, "targets": self.targets}
-
-    def add(self, documents: list[tuple[TokenIds, int, int]]) -> None:
-        """Appends documents: tokens, how many of them lead without being targets, the prompt's key."""
-        while documents:
-            if not self.shards or self.shards[-1][1] >= self.shard_tokens:
-                self.shards.append([0, 0])
-            shard = self.shards[-1]
-            ends = shard[1] + np.cumsum([len(tokens) for tokens, _, _ in documents])
-            fit = min(len(documents), int(np.searchsorted(ends, self.shard_tokens)) + 1)
-            here, documents = documents[:fit], documents[fit:]
-            index = np.stack([ends[:fit], [masked for _, masked, _ in here]], axis=1).astype("<i8")
-            tokens = np.concatenate([tokens for tokens, _, _ in here]).astype(f"<u{np.dtype(self.dtype).itemsize}")
-            keys = np.array([key for _, _, key in here], dtype="<u8")
-            for kind, content in (("tokens", tokens), ("index", index), ("prompts", keys)):
-                path = self.path(len(self.shards) - 1, kind)
-                with open(path, "ab") as file:
-                    file.write(content.tobytes())
-                self.changed.add(path)
-            shard[0], shard[1] = shard[0] + fit, int(ends[fit - 1])
-            self.targets += sum(len(tokens) - max(1, masked) for tokens, masked, _ in here)
-
-    def path(self, shard: int, kind: str) -> Path:
-        return self.folder / f"{self.name}-{shard:05}.{kind}"
-
-
 class _Work:
     """One process's share of a preparation: state that progress.json holds, and what advances it."""
 
@@ -243,7 +190,7 @@ class _Work:
         shard_tokens: int,
     ) -> None:
         self.folder, self.request, self.reader, self.tokenizer, self.on_progress = folder, request, reader, tokenizer, on_progress
-        self.splits = {name: _Split(folder, name, request["dtype"], shard_tokens) for name in SPLITS}
+        self.splits = {name: SplitFiles(folder, name, request["dtype"], shard_tokens) for name in SPLITS}
         self.resumed = (folder / _PROGRESS).exists()
         self.state: dict[str, Any] = {
             "source": 0, "number": 0, "rows": 0, "duplicates": 0, "left_out": {}, "seen": 0,
@@ -319,7 +266,7 @@ class _Work:
 
     def _files(self) -> list[Path]:
         """The files of all shards, sorted."""
-        return sorted(s.path(i, kind) for s in self.splits.values() for i in range(len(s.shards)) for kind in _KINDS)
+        return sorted(s.path(i, kind) for s in self.splits.values() for i in range(len(s.shards)) for kind in KINDS)
 
     def _finish(self) -> None:
         self.tokenizer.save(self.folder / "tokenizer.json")

@@ -65,12 +65,7 @@ def optimizer(
     """
     if model is ... and _alone(locals()):
         return _under_trainer  # pyright: ignore[reportReturnType]
-    if not isinstance(model, nn.Module):
-        got = "none" if model is ... else type(model).__name__
-        raise TypeError(f"expected a model (an nn.Module), got {got}; Optimizer takes parameters and groups")
-    for what, patterns in (("roles", roles), ("specs", specs), ("lr_mul", lr_mul), ("wd_mul", wd_mul)):
-        if patterns is not None and not isinstance(patterns, Mapping):
-            raise TypeError(f"expected {what} as a mapping {{pattern: value}}, got {patterns!r}")
+    _check_kinds(model, roles=roles, specs=specs, lr_mul=lr_mul, wd_mul=wd_mul)
     model = _unwrapped(model)
     chosen = variant(name)
     name = chosen.name  # a string and nothing more: it goes into groups, and checkpoints
@@ -82,33 +77,48 @@ def optimizer(
         main, rest = _constrained(main, rest, constraint, project_every, assignments)
     elif project_every != 1:
         raise ValueError("project_every goes with constraint 'unit_norm'")
-    if main.matrices and all(a.role != "matrix" for a in assignments):
-        roles_found = ", ".join(sorted({a.role for a in assignments}))
-        raise ValueError(f"{type(model).__name__} has no hidden matrix for {name!r} (roles found: {roles_found})")
-    for sentence in doubts(name, assignments) if main.matrices else ():
-        warnings.warn(f"{type(model).__name__}: {sentence}", UserWarning, stacklevel=2)
-    rates = {"matrix": lr, **_per_role(aux_lr, fallback)}
-    groups = []
-    # One group for each role (and storage layout), in the order in which they first appear; never in a set's order. Matrices come
-    # first: trackers show the rate of the first group.
-    for role, spec in sorted(dict.fromkeys((a.role, a.spec) for a in assignments), key=lambda kind: kind[0] != "matrix"):
-        members = [a for a in assignments if (a.role, a.spec) == (role, spec)]
-        groups.append(
-            {
-                "params": [(a.name, a.parameter) for a in members],
-                "rule": name if role == "matrix" else f"aux_{aux}",
-                "lr": rates[role],
-                "weight_decay": weight_decay if role == "matrix" else aux_weight_decay,
-                "spec": spec,
-                "role": role,
-                "why": [a.why for a in members],
-            }
-        )
+    if main.matrices:
+        _look_for_matrices(model, name, assignments)
+    ours = {"rule": name, "weight_decay": weight_decay}
+    others = {"rule": f"aux_{aux}", "weight_decay": aux_weight_decay}
+    groups = _groups(assignments, {"matrix": lr, **_per_role(aux_lr, fallback)}, ours, others)
     spared = undecayed(model, assignments)
     kinds = {a.question: [b.name for b in assignments if b.question == a.question] for a in assignments if a.question}
     _multiply(groups, {"lr_mul": lr_mul or {}, "wd_mul": {**dict.fromkeys(map(escape, spared), 0.0), **(wd_mul or {})}}, kinds)
     rules: dict[str, UpdateRule] = {name: main, f"aux_{aux}": rest}
     return Optimizer(groups, rules, lr=lr, weight_decay=weight_decay, nonfinite=nonfinite, exact_bf16=exact_bf16)
+
+
+def _check_kinds(model: object, **mappings: object) -> None:
+    """Raises TypeError for what is no model, or no mapping."""
+    if not isinstance(model, nn.Module):
+        got = "none" if model is ... else type(model).__name__
+        raise TypeError(f"expected a model (an nn.Module), got {got}; Optimizer takes parameters and groups")
+    for what, patterns in mappings.items():
+        if patterns is not None and not isinstance(patterns, Mapping):
+            raise TypeError(f"expected {what} as a mapping {{pattern: value}}, got {patterns!r}")
+
+
+def _look_for_matrices(model: nn.Module, name: str, assignments: list[routing.Assignment]) -> None:
+    """Warns of what is probably not meant. Raises ValueError where there is nothing for the named optimizer to train."""
+    if all(a.role != "matrix" for a in assignments):
+        roles_found = ", ".join(sorted({a.role for a in assignments}))
+        raise ValueError(f"{type(model).__name__} has no hidden matrix for {name!r} (roles found: {roles_found})")
+    for sentence in doubts(name, assignments):
+        warnings.warn(f"{type(model).__name__}: {sentence}", UserWarning, stacklevel=3)
+
+
+def _groups(
+    assignments: list[routing.Assignment], rates: Mapping[str, float], ours: dict[str, Any], others: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """One group for each role (and storage layout), in the order in which they first appear; never in a set's order. Matrices come
+    first: trackers show the rate of the first group. ours, others: what groups of matrices, and of the rest, have beside."""
+    groups = []
+    for role, spec in sorted(dict.fromkeys((a.role, a.spec) for a in assignments), key=lambda kind: kind[0] != "matrix"):
+        members = [a for a in assignments if (a.role, a.spec) == (role, spec)]
+        about = {"spec": spec, "role": role, "why": [a.why for a in members], "lr": rates[role]}
+        groups.append({"params": [(a.name, a.parameter) for a in members], **about, **(ours if role == "matrix" else others)})
+    return groups
 
 
 def _alone(given: Mapping[str, Any]) -> bool:

@@ -82,17 +82,7 @@ def train(
     machine = fitted(machine, recipe, seed, memory_limit=memory_limit, say=say)
     if machine.device == "cpu":
         keep_freed_memory()
-    try:
-        trainer = Trainer(recipe, seed, machine)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        remedy = "choose a smaller model or another device, or make room"
-        raise RunError(f"{out}: cannot begin: out of memory on {machine.device}; {remedy}") from None
-    if isinstance(trainer.loader, PackedLoader):
-        say(f"packed: {trainer.loader.waste()}")
-    for line in corpus.remarks(trainer.data):
-        say(line)
+    trainer = _trainer(recipe, seed, machine, out, say)
     if known is not None and known["data"]["sha256"] != trainer.data["sha256"]:
         raise InputError(f"{out}: the corpus has changed since the run began (SHA-256 differs): start a new run")
     with folder.lock(), stop_requests() as request, session(folder) as begin:
@@ -112,6 +102,22 @@ def train(
             begin(trainer.step)
             on_begin()
             return whole.run()
+
+
+def _trainer(recipe: Recipe, seed: int, machine: Machine, out: str | Path, say: Callable[[str], None]) -> Trainer:
+    """Model, data and optimizer; says what is to be known of the data. Raises RunError where the device has no room for them."""
+    try:
+        trainer = Trainer(recipe, seed, machine)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        remedy = "choose a smaller model or another device, or make room"
+        raise RunError(f"{out}: cannot begin: out of memory on {machine.device}; {remedy}") from None
+    if isinstance(trainer.loader, PackedLoader):
+        say(f"packed: {trainer.loader.waste()}")
+    for line in corpus.remarks(trainer.data):
+        say(line)
+    return trainer
 
 
 @contextmanager

@@ -46,6 +46,14 @@ def load_experiment(
         base = read_toml(referred_path(path, "base", str(config.base)))
     given = with_overrides({}, overrides)
     base = laid(laid(laid({}, base), config.set), given)
+    cells = _cells(path, config, base, given)
+    config = config.model_copy(update={"seeds": fresh_seeds(path, config, counted=isinstance(raw["seeds"], int))})
+    name = path.stem if profile is None else f"{path.stem}-{profile}"
+    return Experiment(name, config, cells, _baseline(path, config, cells), base, found)
+
+
+def _cells(path: Path, config: ExperimentConfig, base: dict[str, Any], given: dict[str, Any]) -> list[Cell]:
+    """Every arm at every point of its grid. given: what --set says. Raises InputError, all problems at once."""
     beyond_presets = explicit(given)  # an arm's preset beats that of --set, but not what --set says beside it
     fixed = list(flat(given))
     cells: list[Cell] = []
@@ -78,9 +86,7 @@ def load_experiment(
         problems.append(f"{path}: two arms have equal recipes and names too alike for folders of their own: rename one")
     if problems:
         raise InputError(*dict.fromkeys(problems))
-    config = config.model_copy(update={"seeds": fresh_seeds(path, config, counted=isinstance(raw["seeds"], int))})
-    name = path.stem if profile is None else f"{path.stem}-{profile}"
-    return Experiment(name, config, cells, _baseline(path, config, cells), base, found)
+    return cells
 
 
 def _profiled(path: Path, raw: dict[str, Any], profile: str | None) -> dict[str, Any]:

@@ -84,9 +84,8 @@ def curves(results: Results, losses: Losses, clock: str) -> Chart | None:
     loose = _below(loose, "loss", high, ("arm", "seed"))
     if loose:
         thin = data([row | ({"swept": numbers[row["arm"]]} if numbers is not None else {}) for row in loose])
-        thin = thin.mark_line(strokeWidth=0.9, opacity=0.7)
         layers.append(
-            thin.encode(
+            thin.mark_line(strokeWidth=0.9, opacity=0.7).encode(
                 x=x,
                 y=alt.Y("loss:Q", title=y_title, scale=scale),
                 color=color(results, legend=True) if numbers is None else value_color(results),
@@ -96,18 +95,26 @@ def curves(results: Results, losses: Losses, clock: str) -> Chart | None:
                 ),
             )
         )
-    for target in targets_of(results.plan) if key == "val_loss" else []:
-        if low <= target <= high:
-            goal = data([{"y": target, "label": f"target {target:g}"}])
-            layers.append(goal.mark_rule(strokeDash=[4, 4], opacity=0.7).encode(y="y:Q"))
-            text = goal.mark_text(align="left", baseline="bottom", dx=4, dy=-3)
-            layers.append(text.encode(y="y:Q", text="label:N", x=alt.value(0)))
+    if key == "val_loss":
+        layers += _goals(results, low, high)
     by = {"step": "step", "tokens": "tokens", "seconds": "training time"}[clock]
     thin_lines = ["Thin lines: runs that diverged or have not ended, not in the mean."] if loose else []
     thin_lines += _out_of_view(apart, loose)
     caption = " ".join([_who(results, rows), *thin_lines, *_cuts(results, key, cut)])
     title = f"{_LOSSES[key].capitalize()} by {by}"
     return Chart(f"loss-by-{clock}", title, caption, alt.layer(*layers).properties(height=HEIGHT))
+
+
+def _goals(results: Results, low: float, high: float) -> list[Any]:
+    """A dashed line for each target that is in view."""
+    layers = []
+    for target in targets_of(results.plan):
+        if low <= target <= high:
+            goal = data([{"y": target, "label": f"target {target:g}"}])
+            layers.append(goal.mark_rule(strokeDash=[4, 4], opacity=0.7).encode(y="y:Q"))
+            text = goal.mark_text(align="left", baseline="bottom", dx=4, dy=-3)
+            layers.append(text.encode(y="y:Q", text="label:N", x=alt.value(0)))
+    return layers
 
 
 def _proportional(rows: list[dict[str, Any]]) -> bool:
