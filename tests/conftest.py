@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # here and in every process that a test starts; before torch is imported
+
 import random
 import signal
 from pathlib import Path

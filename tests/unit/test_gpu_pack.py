@@ -215,9 +215,10 @@ def test_a_sweeps_memory_is_that_of_its_largest_recipe():
 
 def test_a_sweep_on_a_gpu_runs_several_at_once_by_default(monkeypatch):
     experiment = load_experiment(PACK.parents[1] / "experiments/quickstart.toml")
-    monkeypatch.setattr(machine, "choose_machine", lambda *_: Machine("cuda", "float32", 1, False))
+    monkeypatch.setattr(machine, "choose_machine", lambda *_, **__: Machine("cuda", "float32", 1, False))
     monkeypatch.setattr(machine, "needed_memory", lambda *_: 2 * GIB)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8 * GIB, 80 * GIB))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert machine.workers_and_machine(experiment, None, None)[0] == 3
     assert machine.workers_and_machine(experiment, 8, None) == (8, {"device": "cuda", "bf16_fast": False, "threads": 2})

@@ -27,10 +27,12 @@ from muonlab.cli import (  # imported to register their commands  # noqa: F401
 from muonlab.cli.app import Ended, complain
 from muonlab.errors import InputError, Interrupted, RunError
 from muonlab.extras import LAB, no_lab
+from muonlab.train.threads import wait_passively
 
 
 def main() -> None:
     """The console script: runs a command and turns its end into an exit code."""
+    wait_passively()
     for stream in (sys.stdout, sys.stderr):
         # a terminal that cannot show ← or η shows a question mark; files are UTF-8 whatever the terminal is
         if isinstance(stream, TextIOWrapper) and "utf" not in (stream.encoding or "").lower():

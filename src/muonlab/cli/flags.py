@@ -21,7 +21,7 @@ Set = Annotated[
 Profile = Annotated[str | None, Parameter(help="one of the file's profiles, such as gpu")]
 Device = Annotated[str | None, Parameter(help="cpu, cuda or cuda:N; default: CUDA where there is one")]
 Json = Annotated[bool, Parameter(name="--json", help="print JSON", negative=())]
-Threads = Annotated[int | None, Parameter(help="CPU threads; default: all cores")]
+Threads = Annotated[int | None, Parameter(help="CPU threads; default: OMP_NUM_THREADS, else the cores that are idle")]
 TemplateText = Annotated[
     str | None, Parameter(name="--template", help="a Jinja template of the prompt, or a file with one; default: the run's own")
 ]

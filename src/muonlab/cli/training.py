@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from muonlab.cli import app as application
 from muonlab.cli.app import OPTIMIZERS, TRAINING, Ended, app, positive, say, show
 from muonlab.cli.asked import Asked
-from muonlab.cli.flags import Device, Json
+from muonlab.cli.flags import Device, Json, Threads
 from muonlab.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def train(
     ] = False,
     background: Background = False,
     device: Device = None,
-    threads: Annotated[int | None, Parameter(help="CPU threads; default: all cores")] = None,
+    threads: Threads = None,
     memory_limit: Annotated[str | None, Parameter(help="what --vram-auto may use, such as 4GB; default: what is free")] = None,
     track: Track = None,
     json: Json = False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import warnings
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from muonlab.optim.precision import bf16_is_fast, pin
 from muonlab.streams import stream_seed
 from muonlab.train.checkpoint import Checkpoint, own, tensors_of
 from muonlab.train.recipe import Recipe
+from muonlab.train.threads import default_threads
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def choose_machine(recipe: Recipe, device: str | None = None, threads: int | Non
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(name)
     kind = torch.device(name).type
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or default_threads()
     torch.set_num_threads(threads)
     fast = bf16_is_fast(kind) if bf16_fast is None else bf16_fast
     precision = recipe.train.precision

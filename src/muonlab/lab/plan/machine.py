@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +16,7 @@ from muonlab.lab.plan.experiment import Experiment
 from muonlab.lab.runs.store import Sweep
 from muonlab.train.footprint import footprints
 from muonlab.train.recipe import Recipe
+from muonlab.train.threads import own_cores, told_threads
 from muonlab.train.trainer import Machine, batches, choose_machine
 
 # On one GPU. A guess until `benchmarks/gpu.py --only sweep` has been run on one: that part says what to put here.
@@ -27,14 +27,14 @@ GPU_PROCESS = 1 << 30  # bytes that a process takes beside its tensors: CUDA's c
 
 def workers_and_machine(experiment: Experiment, workers: int | None, device: str | None) -> tuple[int, dict[str, Any]]:
     """How many processes train at once, and what a plan says of the machine: device, bf16_fast and threads of each run."""
-    cores = len(os.sched_getaffinity(0))
-    chosen = choose_machine(experiment.cells[0].recipe, device)
+    cores = len(own_cores())
+    chosen = choose_machine(experiment.cells[0].recipe, device, threads=told_threads() or cores)
     total = len(experiment.cells) * len(experiment.config.seeds)
     if workers is None and torch.device(chosen.device).type == "cuda":
         free, _ = torch.cuda.mem_get_info(chosen.device)
         workers = runs_on_a_gpu(free, needed_memory((cell.recipe for cell in experiment.cells), chosen), cores, total)
     count = workers or min(cores, total)
-    return count, {"device": chosen.device, "bf16_fast": chosen.bf16_fast, "threads": max(1, cores // count)}
+    return count, {"device": chosen.device, "bf16_fast": chosen.bf16_fast, "threads": told_threads() or max(1, cores // count)}
 
 
 def runs_on_a_gpu(free: int, needed: int | None, cores: int, runs: int) -> int:

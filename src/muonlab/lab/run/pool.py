@@ -21,6 +21,7 @@ from muonlab.train.recipe import Recipe
 from muonlab.train.run import Progress, train
 from muonlab.train.run_folder import Locked, RunFolder
 from muonlab.train.signals import stop_requests
+from muonlab.train.threads import wait_passively
 
 TRIES = 3  # of a run whose process is killed: memory may have been short for a moment
 _PATIENCE = 120.0  # seconds for the workers of a killed runner to save and leave
@@ -50,6 +51,7 @@ class _Worker:
     """A process that trains one task at a time, and our end of its pipe."""
 
     def __init__(self) -> None:
+        wait_passively()  # whoever is started from here
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.task: Task | None = None
