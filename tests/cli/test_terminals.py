@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STATS = ["stats", str(ROOT / "tests/data/quickstart.jsonl"), "--column", "val_loss", "--by", "arm", "--detect", "0.01"]
-COMMANDS = [["optimizers", "muon"], ["plan", str(ROOT / "recipes/quickstart.toml")], STATS, ["presets"], ["--help"]]
+COMMANDS = [["optimizers", "muon"], ["plan", str(ROOT / "recipes/quickstart.toml")], STATS, ["presets", "gpt-1m"], ["--help"]]
 
 
 def run(encoding, *arguments, folder=None):
