@@ -34,24 +34,24 @@ def commands() -> str:
     """Every command with its help and its options, as the app itself has them."""
     from cyclopts.docs import generate_markdown_docs
 
-    from muonlab.cli.app import app
+    from muonlab.cli.app import OPTIMIZERS
+    from muonlab.cli.console import application
 
-    _printed("optimizers")  # the app knows its commands once it has run
     text = generate_markdown_docs(
-        app,
+        application.app,
         heading_level=2,
         no_root_title=True,
         generate_toc=False,
         flatten_commands=True,
         exclude_commands=["--install-completion"],
     )
-    text = text[text.index("**Commands**") :].replace(" *[default: False]*", "")
+    text = text[text.index(f"**{OPTIMIZERS.name}**") :].replace(" *[default: False]*", "")
     text = text.replace(" -m mkdocs", "")  # the name of the program that runs, where that is `python -m mkdocs`
     return re.sub(r"^```console$", "```text", text, flags=re.MULTILINE)
 
 
 def _printed(*command: str) -> str:
-    from muonlab.cli.app import run
+    from muonlab.cli.console import run
 
     out = io.StringIO()
     with contextlib.redirect_stdout(out):

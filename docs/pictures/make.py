@@ -100,7 +100,7 @@ def report() -> None:
 
 
 def run_command(command: list[str]) -> None:
-    from muonlab.cli.app import run
+    from muonlab.cli.console import run
 
     with contextlib.redirect_stdout(io.StringIO()):
         code = run(command)

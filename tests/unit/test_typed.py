@@ -18,7 +18,7 @@ import muonlab
 from muonlab.optim import options, orthogonalizers
 from muonlab.optim.apply import CONSTRAINTS
 from muonlab.optim.factory import AUX
-from muonlab.optim.optimizer import NONFINITE
+from muonlab.optim.groups import NONFINITE
 from muonlab.optim.polar import Orthogonalizer
 from muonlab.optim.scaling import _RULES
 from muonlab.optim.variants import variants

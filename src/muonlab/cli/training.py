@@ -166,7 +166,7 @@ def plan(
         A recipe file. It may be left out where --model names a preset, or --hf a model.
     """
     if hf is not None:
-        if recipe is not None or asked is not None:
+        if recipe is not None or asked != Asked():
             raise InputError("--hf: names a model of its own: leave out the recipe and its options")
         _plan_of_hf(hf, optimizer, json)
         return
