@@ -1,5 +1,5 @@
 # make demo   three optimizers on real text, and which is better: a report in about three minutes after the install
-# make test   the tests, by two processes (JOBS=8: by eight)
+# make test   the tests, by two processes (JOBS=8: by eight). FAST=1: without those that take seconds, for while you write
 # make check  lint, format, types, import rules
 # make dist   wheel and source archive in dist/
 # make docs   the documentation, into build/site; warnings are errors. make docs-serve shows it while you write
@@ -12,6 +12,7 @@ OUT ?= gpu-results
 MINUTES ?= 8
 PARTS ?=
 TINY ?=
+FAST ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -24,7 +25,7 @@ demo: $(INSTALLED)
 	$(BIN)/muonlab sweep experiments/quickstart.toml
 
 test: $(CLIENTS)
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist $(if $(FAST),worksteal -m "not slow",loadfile)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -170,10 +170,10 @@ def test_the_generator_matches_an_independent_one(l, steps, safety, cushion):  #
 
 def low_rank(kind, rank, m, n, device="cpu"):
     """Matrices of few directions, or of one that dominates: where rounding has nothing to average over."""
-    u, v = (torch.linalg.qr(gaussian(8, size, rank, seed=seed, device=device)).Q for seed, size in ((1, m), (2, n)))
+    u, v = (torch.linalg.qr(gaussian(3, size, rank, seed=seed, device=device)).Q for seed, size in ((1, m), (2, n)))
     s = {
-        "equal": torch.ones(8, 1, rank, device=device),
-        "uneven": 0.2 + torch.rand(8, 1, rank, generator=torch.Generator().manual_seed(3)).to(device),
+        "equal": torch.ones(3, 1, rank, device=device),
+        "uneven": 0.2 + torch.rand(3, 1, rank, generator=torch.Generator().manual_seed(3)).to(device),
         "one": torch.tensor([1.0] + [0.05] * (rank - 1), device=device),
     }[kind]
     return (u * s) @ v.mT
@@ -183,7 +183,7 @@ def low_rank(kind, rank, m, n, device="cpu"):
 @pytest.mark.parametrize("kind", ["equal", "uneven", "one"])
 def test_bfloat16_does_not_blow_up_where_few_directions_dominate(method, kind, device):
     """A Gram iteration without restarts does, by many orders of magnitude."""
-    for rank, m, n in [(1, 2, 30), (2, 2, 30), (2, 4, 32), (8, 8, 32), (16, 16, 64), (2, 64, 128), (4, 256, 1024), (2, 64, 64)]:
+    for rank, m, n in [(1, 2, 30), (2, 2, 30), (2, 4, 32), (8, 8, 32), (16, 16, 64), (2, 64, 128), (4, 128, 512), (2, 64, 64)]:
         result = orthogonalize(low_rank(kind, rank, m, n, device=device), method, dtype=torch.bfloat16)
         assert torch.linalg.matrix_norm(result.double(), 2).max() < 1.4
 
