@@ -145,6 +145,7 @@ def test_a_diverged_run_fails_and_says_where(workdir, muonlab):
     assert "lower optimizer.lr" in err
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_what_is_missing_and_nothing_else(workdir, muonlab):
     """Two worker processes; a second call does nothing; a deleted run comes back with the same weights."""
     (workdir / "sweep.toml").write_text(SWEEP)
@@ -231,6 +232,7 @@ def test_ctrl_c_outside_of_a_run_is_130(muonlab, monkeypatch):
     assert "interrupted" in err
 
 
+@pytest.mark.slow
 def test_a_changed_corpus_is_refused_by_a_sweep(workdir, muonlab):
     import shutil
 

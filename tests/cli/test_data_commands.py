@@ -87,6 +87,7 @@ def test_no_tokenizer_is_trained_on_nothing(muonlab, sources, message):
     assert sorted(path.name for path in Path().iterdir()) == sources
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_bytes():
     """A real SIGKILL, after the first save, after later ones, and between two."""
     rows = [{"question": f"How much is {i} + {i % 97}? " * 3, "answer": f"{i + i % 97} " * 9} for i in range(20_000)]

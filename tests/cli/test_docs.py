@@ -36,6 +36,7 @@ def all_blocks(page):
     return re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") or blocks(page, "sh")], ids=name_of)
 def test_programs_and_commands_run_as_printed(page, tmp_path, monkeypatch, muonlab):
     """From top to bottom, in one folder. (The sweeps of studies.md: tests/unit/test_studies.py; `make gpu`: test_gpu_pack.py.)"""

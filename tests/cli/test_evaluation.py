@@ -90,6 +90,7 @@ def ask(muonlab, *arguments):
 # -- generate -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_prompt_is_asked_in_the_template_of_training(here, muonlab):
     code, out, err = muonlab("generate", "seven", "--prompt", "3 + 4?", "--temperature", "0", "--threads", "1")
     assert code == 0, err

@@ -61,6 +61,7 @@ def evidence(folder):
     return json.loads((Path(folder) / "result.json").read_text())["weights_sha256"], rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_same_command_goes_on(workdir, signum, code):
     whole = finish(*ARGUMENTS, "--out", "whole")

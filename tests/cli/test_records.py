@@ -77,6 +77,7 @@ def test_what_is_not_finished_is_said(muonlab):
     assert [run["status"] for run in runs] == ["unfinished", "diverged"]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_our_own_has_a_record_too(workdir, muonlab):
     arms = '[arms.muon]\noptimizer.name = "muon"\n[arms.sgd]\noptimizer.name = "sgd"\n'
     (workdir / "s.toml").write_text(f'question = "?"\nbase = "tiny.toml"\nseeds = [1, 2]\n{arms}')

@@ -39,6 +39,7 @@ def text_of(page):
     return html.unescape(re.sub(r"<[^>]*>", " ", page.read_text().split("<script>")[0]))
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_each_report(here, muonlab):
     code, out, err = muonlab("report", "runs/whole", "runs/part", "--out", "runs/all")
     assert (code, err) == (0, "")
@@ -64,6 +65,7 @@ def test_the_figures_are_those_of_each_report(here, muonlab):
     assert figures["whole"]["standing"] == figures["whole"]["best"]["verdict"]["word"] == "better"
 
 
+@pytest.mark.slow
 def test_runs_are_counted_and_reports_linked(here, muonlab):
     code, out, _ = muonlab("report", "runs/whole", "runs/part", "--out", "all")
     assert code == 0
@@ -84,6 +86,7 @@ def test_runs_are_counted_and_reports_linked(here, muonlab):
         assert one["notes"] == []
 
 
+@pytest.mark.slow
 def test_a_report_that_is_there_is_left_and_told_if_it_is_old(here, muonlab):
     muonlab("report", "runs/whole")
     muonlab("report", "runs/part")
@@ -100,6 +103,7 @@ def test_a_report_that_is_there_is_left_and_told_if_it_is_old(here, muonlab):
     assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("report/*")} == before
 
 
+@pytest.mark.slow
 def test_grids_collections_and_sweeps_without_a_run(here, muonlab):
     sweep(Path("runs/lr"), grid("muon", lr=[0.01, 0.02, 0.04]), lambda c, s: around(2.4, 0.02, c, s), baseline=None)
     sweep(Path("runs/none"), [cell("x"), cell("y")], lambda c, s: None)
@@ -138,6 +142,7 @@ def axes(spec):
     return [layer["encoding"]["x"] for panel in spec["vconcat"] for layer in panel["layer"]]
 
 
+@pytest.mark.slow
 def test_the_page_replaces_itself(here, muonlab):
     assert muonlab("report", "runs/whole", "runs/part", "--out", "all")[0] == 0
     assert muonlab("report", "runs/part", "runs/whole", "--out", "all")[0] == 0

@@ -46,6 +46,7 @@ def listed(muonlab):
     return row
 
 
+@pytest.mark.slow
 def test_a_run_in_the_background_is_listed_tailed_stopped_and_resumed_to_the_same_weights(workdir, muonlab):
     code, out, err = muonlab(*BACKGROUND, "--out", "runs/x", "--json")
     assert code == 0, err
@@ -140,6 +141,7 @@ def gone(pid):
         return True
 
 
+@pytest.mark.slow
 def test_a_start_outlives_a_terminal_that_is_closed_while_it_prepares(workdir, monkeypatch):
     """The terminal goes before the run has said its first word, which it cannot print any more."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(workdir / "cache"))

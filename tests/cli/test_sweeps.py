@@ -35,6 +35,7 @@ def experiment(workdir):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_measures_and_writes_nothing(experiment, muonlab):
     before = sorted(experiment.rglob("*"))
     code, out, err = muonlab("sweep", "exp.toml", *HERE, "--dry-run", "--json")
@@ -49,6 +50,7 @@ def test_a_dry_run_counts_measures_and_writes_nothing(experiment, muonlab):
     assert "measuring 2 kinds of recipes" in err
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_half_a_sweep_counts_what_is_left(experiment, muonlab, monkeypatch):
     from muonlab.lab.plan import probe
 
@@ -69,6 +71,7 @@ def test_a_dry_run_of_half_a_sweep_counts_what_is_left(experiment, muonlab, monk
     assert [cell["to_do"] for cell in found["cells"]] == [0, 2]
 
 
+@pytest.mark.slow
 def test_a_search_is_a_sweep_whose_report_names_the_best(experiment, muonlab):
     pytest.importorskip("optuna")
     (experiment / "find.toml").write_text(
@@ -88,6 +91,7 @@ def test_a_search_is_a_sweep_whose_report_names_the_best(experiment, muonlab):
     assert muonlab("report", "runs/find")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_the_run_and_loses_nothing(experiment):
     """A limit on the size of files stands in for a full disk: checkpoints cannot be written, small files can."""
     (experiment / "exp.toml").write_text(

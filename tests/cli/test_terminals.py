@@ -19,6 +19,7 @@ def run(encoding, *arguments, folder=None):
     return subprocess.run([sys.executable, "-m", "muonlab", *arguments], env=environment, cwd=folder, capture_output=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
 def test_what_a_terminal_cannot_show_is_replaced(command, encoding):

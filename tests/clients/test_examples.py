@@ -40,6 +40,7 @@ def imports(example):
     return {name.partition(".")[0] for name in names} - sys.stdlib_module_names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", NAMES)
 def test_it_runs_and_the_loss_falls(example, tmp_path):
     for package in sorted(imports(example) | set(ALSO.get(example, []))):
@@ -82,6 +83,7 @@ def test_the_lines_of_the_list_stand_in_the_files():
         assert line in (EXAMPLES / file).read_text(), (file, line)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: it is in the extra 'clients'")
     nbformat = pytest.importorskip("nbformat")

@@ -187,6 +187,7 @@ def test_lack_of_memory_is_told_from_other_errors():
     assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
+@pytest.mark.slow
 def test_real_processes_find_what_fits_and_are_gone_when_it_does_not(workdir):
     """The whole batch's activations take gigabytes, one sequence's a few megabytes."""
     settings = [AUTO, "train.batch=256", "model.context=64", "model.width=256", "model.layers=8", "model.vocab_size=8192"]

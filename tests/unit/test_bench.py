@@ -97,6 +97,7 @@ def test_a_rival_that_fails_costs_itself_only_and_what_takes_gradients_away_is_g
     assert left_out == {"broken": "ZeroDivisionError: division by zero"}
 
 
+@pytest.mark.slow
 def test_a_report_is_written_after_each_set_and_says_what_to_choose():
     seen = []
     asked = Asked(["smoke", "many-small"], "cpu", rounds=2, tiny=True)
@@ -133,6 +134,7 @@ def test_bars_of_a_gpu_are_named():
     assert "fast is 1.50 times as fast as the standard form, compiled (aim on a GPU 1.5)" in lines[2]
 
 
+@pytest.mark.slow
 def test_the_command_runs_from_end_to_end(tmp_path, muonlab):
     code, out, err = muonlab("bench", "--tiny", "--device", "cpu", "--out", str(tmp_path / "step.json"))
     assert code == 0, err
@@ -162,6 +164,7 @@ def test_bad_input_is_one_message(words, message, muonlab):
     assert len(err.strip().splitlines()) <= 3
 
 
+@pytest.mark.slow
 def test_ctrl_c_shows_what_was_measured(tmp_path):
     out = tmp_path / "step.json"
     command = [sys.executable, "-m", "muonlab", "bench", "--device", "cpu", "--sets", "smoke,tiny", "--rounds", "30"]
@@ -175,6 +178,7 @@ def test_ctrl_c_shows_what_was_measured(tmp_path):
     assert "Choose:" in shown
 
 
+@pytest.mark.slow
 def test_the_script_is_the_same_with_peers_and_variants(tmp_path):
     out = tmp_path / "step.json"
     command = [sys.executable, str(ROOT / "benchmarks/step.py"), "--tiny", "--device", "cpu", "--out", str(out)]

@@ -261,6 +261,7 @@ def test_a_model_saved_by_transformers_is_read_again(modules, tmp_path):
     assert F.cosine_similarity(half(x).logits.flatten(), run.model(x).flatten(), dim=0) > 0.99
 
 
+@pytest.mark.slow
 def test_transformers_needs_no_muonlab(tmp_path):
     run = made({**SMALL, **EXTRAS["values"]}, ByteTokenizer())
     export(run, tmp_path / "hf", "hf")

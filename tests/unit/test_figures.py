@@ -149,6 +149,7 @@ def test_shared_seeds_are_pairs_only_where_they_correlate(tmp_path):
     assert "it does not help" in " ".join(notes(figures(apart)))
 
 
+@pytest.mark.slow
 def test_many_arms_are_answered_in_groups_with_all_evidence_below(tmp_path):
     cells = grid("muon", lr=[0.01 * i for i in range(1, 11)])
     name = cells[4]["name"]
@@ -207,6 +208,7 @@ def test_cost_adds_up(tmp_path):
     assert "(muon, seed" in found["shortest run"]
 
 
+@pytest.mark.slow
 def test_tables_of_runs_and_curves_are_tidy(tmp_path):
     import pyarrow.parquet
 

@@ -112,6 +112,7 @@ def test_a_follow_up_of_a_follow_up(folder):
         load(folder, MEET.replace("first", "second").replace("seeds = 2", "seeds = [1, 9]"))
 
 
+@pytest.mark.slow
 def test_the_committed_result_counts_before_the_one_in_runs(folder):
     out = ran(LOSSES)
     write_report(out, folder / "first")

@@ -73,6 +73,7 @@ def test_a_part_that_crashes_costs_itself_only(parts, tmp_path):
     assert "exit code -6" in figures(tmp_path / "out", "step")["why"]
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_is_killed_with_its_children_and_keeps_its_figures(parts, tmp_path):
     (parts / "train.py").write_text(
         "import json, subprocess, sys, time\n"
@@ -168,6 +169,7 @@ def test_make_gpu_needs_no_install(tmp_path):
     assert printed().startswith(".venv/bin/python benchmarks/gpu.py")
 
 
+@pytest.mark.slow
 def test_without_packages_the_parts_that_need_them_say_so(tmp_path):
     """A sitecustomize on the path stands for a Python that has torch and numpy alone."""
     blocked = ("pydantic", "safetensors", "pyarrow", "tomli_w", "cyclopts", "pytest", "scipy")

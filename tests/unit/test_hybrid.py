@@ -105,6 +105,7 @@ def test_in_a_packed_row_blocks_count_from_the_beginning_of_their_document(scale
         torch.testing.assert_close(y, plain, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_packed_row_has_as_many_keys_as_any_and_each_block_once():
     for length in (1, 2, 3, 4, 5, 8, 23):
         cos, sin = rotary_table(length, 16, 1024.0)

@@ -64,6 +64,7 @@ def test_a_tensor_that_no_kernel_can_take_is_refused(monkeypatch):
         kernels.symmetric_product(torch.ones(2, 3, 4), torch.ones(2, 4, 3))
 
 
+@pytest.mark.slow
 @needs_triton
 def test_results_on_a_gpu_or_in_the_interpreter(device):
     tests = Path(__file__).with_name("interpreted_kernels.py")
@@ -89,6 +90,7 @@ for capability, dtype, config in ((80, "fp32", _CONFIGS[0]), (90, "bf16", _CONFI
 """
 
 
+@pytest.mark.slow
 @needs_triton
 def test_compiles_for_cuda(tmp_path):
     in_child("-c", COMPILE, TRITON_CACHE_DIR=str(tmp_path))

@@ -126,6 +126,7 @@ def test_a_value_written_twice_is_refused(values, twins, tmp_path):
         experiment(tmp_path, text)
 
 
+@pytest.mark.slow
 def test_sweeps_with_none_have_a_report(tmp_path, muonlab, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("corpus.txt").write_text("all work and no play makes jack a dull boy. " * 100)

@@ -82,6 +82,7 @@ def states(optimizer):
 # -- compiled -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_compiled_step_is_one_graph_and_takes_other_scalars_without_another(name):
     """lr, weight decay, momentum and betas; also where the step is the first one, and where one is left out."""
@@ -123,6 +124,7 @@ def test_schedulers_reach_a_compiled_step(compiled_first):
     assert graphs() == 1
 
 
+@pytest.mark.slow
 def test_inductor_compiles_the_step():
     (model, ordinary), (one, two) = twins("muon", orthogonalizer="keller5(dtype='float32')")
     step = torch.compile(one.step, fullgraph=True)
@@ -134,6 +136,7 @@ def test_inductor_compiles_the_step():
         assert_same(model, ordinary, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nonfinite", ["ignore", "skip"])
 def test_with_its_first_gradient_a_parameter_gets_another_graph(nonfinite):
     (model, ordinary), (one, two) = twins("normuon", nonfinite=nonfinite)
@@ -149,6 +152,7 @@ def test_with_its_first_gradient_a_parameter_gets_another_graph(nonfinite):
     assert graphs() == 2
 
 
+@pytest.mark.slow
 def test_a_loaded_state_reaches_a_compiled_step():
     (model, ordinary), (one, two) = twins("muon")
     step = compiled(one)

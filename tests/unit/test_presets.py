@@ -273,6 +273,7 @@ def test_weights_gradients_and_state_are_counted_exactly():
     assert found["adamw"].total == sum(vars(found["adamw"]).values())
 
 
+@pytest.mark.slow
 def test_activations_grow_with_tokens_and_not_with_the_square_of_the_context():
     def activations(context, batch, **settings):
         config = CONFIG.model_copy(update={"context": context})
@@ -283,6 +284,7 @@ def test_activations_grow_with_tokens_and_not_with_the_square_of_the_context():
     assert activations(512, 8, precision="bf16") < 0.9 * activations(512, 8)
 
 
+@pytest.mark.slow
 def test_an_estimate_takes_no_memory():
     import resource
 
@@ -304,6 +306,7 @@ def test_an_estimate_leaves_real_optimizers_alone():
     assert all(type(p.data) is torch.Tensor and p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_estimate_is_what_a_run_takes(optimizer):

@@ -384,6 +384,7 @@ def test_a_record_of_another_format_is_refused(record):
         verify(record)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_no_record():
     def full():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))

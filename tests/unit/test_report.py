@@ -229,6 +229,7 @@ def test_equal_recipes_and_unequal_lengths_are_pointed_out(workdir):
     assert any("adamw" in sentence and "muon" in sentence for sentence in results.audit), results.audit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x/y|z <b>", "ä ö", "a*b_c`d"])
 def test_odd_names_of_arms_break_nothing(workdir, name):
     text = HEAD + ARMS.replace("[arms.muon]", f'[arms."{name}"]')
@@ -249,6 +250,7 @@ def test_a_diverged_arm_that_never_evaluated_has_a_report(workdir):
     assert results.arms[1].verdict.reason == "all of the 3 runs of muon diverged"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "grid",
     [
@@ -267,6 +269,7 @@ def test_grids_of_any_kind_have_a_report(workdir, grid):
     assert "plain: best its one setting" in page.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "content"),
     [
@@ -355,6 +358,7 @@ def test_the_difference_is_of_the_seeds_that_an_arm_ran_although_the_baseline_ra
     assert compute(load_sweep(raced(losses))).arms[1].comparison.difference == pytest.approx(-0.01, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_broken_off_race_is_said_to_be_open_and_its_figures_are_json(workdir):
     page, results = write_report(raced({key: loss for key, loss in close_case().items() if key[1] < 1}))
     assert any("not over: muon still open" in note for note in notes(results))

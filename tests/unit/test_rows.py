@@ -188,6 +188,7 @@ def test_word_problems_come_by_their_name_without_files_or_a_connection():
     assert "<<" not in text
 
 
+@pytest.mark.slow
 def test_their_splits_share_no_question_and_a_file_of_that_name_goes_first():
     from muonlab.data.sources import find_sources
     from muonlab.evaluate.gsm8k import read_problems

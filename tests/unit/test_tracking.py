@@ -245,6 +245,7 @@ def test_trackers_that_are_not_there_are_refused_before_anything_is_written(work
     assert not (workdir / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_process_ends_though_its_tracker_would_wait_for_ever_at_exit(workdir):
     """As a library does that uploads in a thread of its own: neither the thread nor its exit handler ends."""
     program = """

@@ -61,6 +61,7 @@ def _seen():
     return json.loads(ran.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", vision.ZOO)
 def test_models_of_timm_and_torchvision(name, seen):
     assert not seen[name], seen[name]
