@@ -12,6 +12,7 @@ from torch import nn
 
 import muonlab
 from muonlab.optim import Optimizer
+from muonlab.optim.checks import _RANGES
 from muonlab.optim.variants import variant, variants
 
 NAMES = list(variants())
@@ -122,7 +123,7 @@ def test_state_is_float32_for_half_precision_parameters(name, device):
 @pytest.mark.parametrize("name", NAMES)
 def test_has_a_row_in_the_documentation(name):
     text = (Path(__file__).parents[2] / "docs/how-to/optimizer.md").read_text()
-    assert f"| `{name}` |" in text
+    assert f"| `{name}` |" in text, f"add a row `| `{name}` | …` to the table of docs/how-to/optimizer.md"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ELEMENTWISE])
@@ -141,7 +142,32 @@ def test_state_is_as_large_as_the_documentation_says(name):
         "muown": momentum + 4 / 64,
         "soap_muon": 2 * momentum + square,
     }.get(name, momentum)
-    assert per_weight == pytest.approx(expected, abs=2 / p.numel())
+    remedy = "enter it in `expected` of this test, and in its column of the table in docs/how-to/optimizer.md"
+    assert per_weight == pytest.approx(expected, abs=2 / p.numel()), f"{per_weight:g} numbers of state a weight: {remedy}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_live_scalar_has_a_range(name):
+    unknown = variant(name).rule().scalars().keys() - _RANGES.keys() - {"dampening", "nesterov"}
+    assert not unknown, f"say in `_RANGES` of optim/checks.py what {', '.join(unknown)} may be"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not getattr(variant(name).rule(), "waits", "")])
+def test_a_graph_whose_step_is_not_taken_changes_no_bit(name, device):
+    """Only the device knows there that a gradient is not finite: see `Step.taken`, and `_STILL` in optim/live.py."""
+    torch._dynamo.reset()
+    model = network(device=device)
+    optimizer = muonlab.optimizer(model, name)
+    train(model, optimizer, 2, device=device)
+    step = torch.compile(optimizer.step, fullgraph=True, backend="eager")
+    for p in model.parameters():
+        p.grad = torch.full_like(p, float("nan"))
+    before = copy.deepcopy([*model.parameters(), *(t for held in optimizer.state.values() for t in held.values())])
+    step()
+    after = [*model.parameters(), *(t for held in optimizer.state.values() for t in held.values())]
+    kept = [torch.equal(a, b) for a, b in zip(after, before, strict=True)]
+    assert all(kept), "state that is no mean goes through step.keep, step.count or step.write; a mean's β into `_STILL`"
+    assert optimizer.skipped == 1
 
 
 @pytest.mark.parametrize("name", NAMES)

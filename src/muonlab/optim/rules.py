@@ -36,7 +36,11 @@ class Transform(Protocol):
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """x (B, m, n) -> (B, m, n). Updates its own state in place, never x. Keeps copies only: the memory of x and of the
-        result is used again."""
+        result is used again.
+
+        A step in a graph may turn out not to be taken (`Step.taken`): a mean keeps what it holds by its β, which `live._STILL`
+        has to name; whatever else is kept goes through step.keep, counts through step.count. A scalar's range is in `checks`.
+        """
         ...
 
 
