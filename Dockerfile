@@ -1,6 +1,6 @@
 # muonlab with its command line, on a CPU:
 #   docker build -t muonlab .
-#   docker run --rm -v "$PWD/runs:/home/muonlab/runs" muonlab train recipes/quickstart.toml --out runs/first
+#   mkdir -p runs && docker run --rm -v "$PWD/runs:/home/muonlab/runs" muonlab train recipes/quickstart.toml --out runs/first
 # CUDA (the same commands, with docker run --gpus all):
 #   docker build -t muonlab:cuda --build-arg TORCH_INDEX=https://pypi.org/simple .  # the index's own build for Linux is CUDA's
 FROM python:3.12-slim

@@ -24,7 +24,14 @@ def looks(monkeypatch, *ticks):
 
 @pytest.mark.parametrize(
     ("idle", "expected"),
-    [((20, 20, 20, 20), 4), ((0, 20, 20, 20), 3), ((0, 0, 0, 0), 1), ((10, 10, 20, 20), 3), ((18, 19, 20, 19), 4)],
+    [
+        ((20, 20, 20, 20), 4),
+        ((0, 20, 20, 20), 3),
+        ((0, 0, 0, 0), 1),
+        ((10, 10, 20, 20), 3),
+        ((18, 19, 20, 19), 4),
+        ((-9, 20, 20, 20), 3),
+    ],
 )
 def test_only_idle_cores_are_taken(monkeypatch, idle, expected):
     before = {core: (1000 + core, 5000) for core in range(4)}
@@ -37,13 +44,13 @@ def test_all_cores_are_taken_where_the_system_does_not_tell(monkeypatch):
     assert threads.default_threads() == 2
 
 
-@pytest.mark.parametrize(("said", "expected"), [("3", 3), ("1", 1), ("4,2", 4), (" 2 ", 2)])
+@pytest.mark.parametrize(("said", "expected"), [("3", 3), ("1", 1), ("4,2", 4), (" 2 ", 2), ("9" * 30, 1024)])
 def test_openmps_own_word_is_kept(monkeypatch, said, expected):
     monkeypatch.setenv("OMP_NUM_THREADS", said)
     assert threads.told_threads() == threads.default_threads() == expected
 
 
-@pytest.mark.parametrize("said", ["", "0", "-1", "many"])
+@pytest.mark.parametrize("said", ["", "0", "-1", "many", "²", "1.5"])
 def test_what_is_no_number_is_no_word(monkeypatch, said):
     monkeypatch.setenv("OMP_NUM_THREADS", said)
     assert threads.told_threads() is None

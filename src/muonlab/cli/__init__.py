@@ -10,7 +10,7 @@ from muonlab.extras import MissingPackage, need_lab
 def main() -> None:
     """The console script. What it needs beside torch and numpy is the extra 'lab', and is told where it is not there."""
     try:
-        need_lab("the command line", "cyclopts", "pydantic", "rich")
+        need_lab("the command line", "cyclopts", "pydantic", "rich", "tomli_w")
     except MissingPackage as missing:
         print(f"muonlab: {missing}", file=sys.stderr)
         sys.exit(2)

@@ -60,7 +60,7 @@ class Asked:
         found: dict[str, Any] = {"model.preset": self.model, "preset": self.preset, "scale_steps": self.scale_steps}
         if self.dataset is not None:
             found |= {"data.source": "rows", "data.files": [self.dataset]}
-        columns = None if self.columns is None else list(listed(self.columns))
+        columns = None if self.columns is None else list(listed("--columns", self.columns))
         found |= {"train.accumulate": "auto" if self.vram_auto else None}
         found |= {"data.subset": self.subset, "data.split": self.split, "data.columns": columns}
         return {key: value for key, value in found.items() if value is not None}

@@ -76,8 +76,8 @@ def prepare(
     if not sources:
         raise InputError("muonlab data prepare: expected files, a folder or a data set's name, got none")
     plan = Plan(
-        sources=sources, columns=listed(columns), template=template_text(template), mask=mask, tokenizer=tokenizer, kind=kind,
-        subset=subset, split=split, limit=limit, dedupe=dedupe, skip_bad=skip_bad, held_out=held_out,
+        sources=sources, columns=listed("--columns", columns), template=template_text(template), mask=mask, tokenizer=tokenizer,
+        kind=kind, subset=subset, split=split, limit=limit, dedupe=dedupe, skip_bad=skip_bad, held_out=held_out,
     )  # fmt: skip
     others = {folder: open_prepared(folder) for folder in against or ()}
     with PrepareDisplay(out.name) as display:
@@ -119,7 +119,9 @@ def train_tokenizer(
         raise InputError("muonlab data tokenizer: expected files, a folder or a data set's name, got none")
     if out.exists():
         raise InputError(f"--out {out}: is already there: choose another name, or delete it")
-    trained = train_bpe(_texts(sources, listed(columns), limit, subset, split, kind), vocab_size, split_digits=split_digits)
+    trained = train_bpe(
+        _texts(sources, listed("--columns", columns), limit, subset, split, kind), vocab_size, split_digits=split_digits
+    )
     if trained.vocab_size < vocab_size:
         say(f"the texts yield {trained.vocab_size} tokens, not {vocab_size}")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -75,8 +75,8 @@ def cot(
 
     if not source:
         raise InputError("cot: expected a source of rows: files, folders, patterns, or the name of a data set")
-    names = listed(columns)
-    if not all(names) or len(set(names)) < len(names):
+    names = listed("--columns", columns)
+    if len(set(names)) < len(names):
         raise InputError(f"--columns: expected names, each once, such as question,answer, got {columns!r}")
     done = prepare_cot(find_sources(source, subset=subset, split=split), out, names, spans=spans, strict=strict)
     for kind, count in done.reasons.most_common():

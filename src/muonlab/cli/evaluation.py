@@ -219,7 +219,7 @@ def lm_eval(
         refuse_existing(out)
     loaded = loading.load(run)
     model = HarnessModel(loaded, batch_size=batch)
-    found = run_tasks(model, list(listed(tasks)), few_shot=few_shot, limit=limit, include=include)
+    found = run_tasks(model, list(listed("--tasks", tasks)), few_shot=few_shot, limit=limit, include=include)
     if model.truncated:
         say(f"{model.truncated} prompts lost their beginning: the model's context is {model.max_length} tokens")
     figures = {"run": str(run), "step": loaded.step, **found, "truncated": model.truncated}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from muonlab.cli.app import positive
+from muonlab.errors import InputError
 
 if TYPE_CHECKING:
     from muonlab.evaluate.gsm8k import Sampling
@@ -28,9 +29,12 @@ TemplateText = Annotated[
 Batch = Annotated[int, Parameter(help="texts that are written at once; more are faster, and take more memory")]
 
 
-def listed(names: str) -> tuple[str, ...]:
-    """ "a, b" -> ("a", "b"): how --columns and --tasks name several."""
-    return tuple(name.strip() for name in names.split(",") if name.strip())
+def listed(flag: str, names: str) -> tuple[str, ...]:
+    """From "a, b" ("a", "b"): how --columns and --tasks name several. Raises InputError where one is empty."""
+    found = tuple(name.strip() for name in names.split(","))
+    if not all(found):
+        raise InputError(f"{flag}: expected names, with commas between them, such as question,answer, got {names!r}")
+    return found
 
 
 @Parameter(name="*")

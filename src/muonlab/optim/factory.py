@@ -116,8 +116,18 @@ def _groups(
     groups = []
     for role, spec in sorted(dict.fromkeys((a.role, a.spec) for a in assignments), key=lambda kind: kind[0] != "matrix"):
         members = [a for a in assignments if (a.role, a.spec) == (role, spec)]
-        about = {"spec": spec, "role": role, "why": [a.why for a in members], "lr": rates[role]}
-        groups.append({"params": [(a.name, a.parameter) for a in members], **about, **(ours if role == "matrix" else others)})
+        side = ours if role == "matrix" else others
+        groups.append(
+            {
+                "params": [(a.name, a.parameter) for a in members],
+                "rule": side["rule"],
+                "lr": rates[role],
+                "weight_decay": side["weight_decay"],
+                "spec": spec,
+                "role": role,
+                "why": [a.why for a in members],
+            }
+        )
     return groups
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+_MOST = 1024  # threads: a number beyond is a slip, and torch dies of it
 _LOOK = 0.2  # seconds: twenty of the kernel's ticks
 
 
@@ -28,7 +29,7 @@ def own_cores() -> set[int]:
 def told_threads() -> int | None:
     """OMP_NUM_THREADS, the first number where it is a list; None where it says nothing."""
     told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(told) if told.isdigit() and int(told) > 0 else None
+    return min(int(told), _MOST) if told.isascii() and told.isdecimal() and int(told) > 0 else None
 
 
 def wait_passively() -> None:
@@ -45,7 +46,7 @@ def _busy(cores: set[int]) -> float:
     time.sleep(_LOOK)
     after = _ticks(cores)
     passed = [(idle - before[core][0], total - before[core][1]) for core, (idle, total) in after.items() if core in before]
-    return sum(1 - idle / total for idle, total in passed if total > 0)
+    return sum(min(1.0, max(0.0, 1 - idle / total)) for idle, total in passed if total > 0)  # what a core waits may be counted back
 
 
 def _ticks(cores: set[int]) -> dict[int, tuple[int, int]]:

@@ -34,7 +34,8 @@ def workers_and_machine(experiment: Experiment, workers: int | None, device: str
         free, _ = torch.cuda.mem_get_info(chosen.device)
         workers = runs_on_a_gpu(free, needed_memory((cell.recipe for cell in experiment.cells), chosen), cores, total)
     count = workers or min(cores, total)
-    return count, {"device": chosen.device, "bf16_fast": chosen.bf16_fast, "threads": told_threads() or max(1, cores // count)}
+    threads = min(told_threads() or cores, max(1, cores // count))  # no more together than there are cores
+    return count, {"device": chosen.device, "bf16_fast": chosen.bf16_fast, "threads": threads}
 
 
 def runs_on_a_gpu(free: int, needed: int | None, cores: int, runs: int) -> int:
