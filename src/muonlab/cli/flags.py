@@ -33,7 +33,7 @@ def listed(flag: str, names: str) -> tuple[str, ...]:
     """From "a, b" ("a", "b"): how --columns and --tasks name several. Raises InputError where one is empty."""
     found = tuple(name.strip() for name in names.split(","))
     if not all(found):
-        raise InputError(f"{flag}: expected names, with commas between them, such as question,answer, got {names!r}")
+        raise InputError(f"{flag}: expected names of {flag[2:]}, with commas between them, got {names!r}")
     return found
 
 
