@@ -13,6 +13,9 @@ from muonlab.train import threads
 def nobody_says(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(threads.time, "sleep", lambda _: None)
+    threads._idle_cores.cache_clear()
+    yield
+    threads._idle_cores.cache_clear()
 
 
 def looks(monkeypatch, *ticks):

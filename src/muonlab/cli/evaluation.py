@@ -103,7 +103,10 @@ def gsm8k(
     from muonlab.evaluate.results import write_results
     from muonlab.evaluate.team import gather
 
-    _check_numbers(alpha, **{"--threads": loading.threads, "--limit": limit, "--batch": batch})
+    where = loading.how()
+    positive("--limit", limit)
+    positive("--batch", batch)
+    _level(alpha)
     stop = FEW_SHOT_STOPS if few_shot else ()
     how = writing.sampling(max_tokens=512, temperature=0.7 if samples > 1 else 0.0, samples=samples, stop=stop)
     if out is not None:
@@ -112,14 +115,12 @@ def gsm8k(
     prompt = _examples(few_shot, examples, problems, subset, how.seed, template)
     team = gather(
         run, together="vote" if ensemble else "average" if average else None, both=ensemble and average, prompt=prompt,
-        template=template_text(template), batch=batch, **vars(loading),
+        template=template_text(template), batch=batch, **where,
     )  # fmt: skip
-    for line in team.told:
-        say(line)
     results, seen = _asked(team, problems[:limit], how, rule, batch)
     settings = {**vars(how), "stop": list(how.stop), "vote": vote, "few_shot": few_shot, "data": data, "limit": limit}
-    place = {"settings": settings, "seen": seen, "out": str(out) if out else None}
-    figures = summarize(results, alpha=alpha) | team.as_json() | place
+    figures = summarize(results, alpha=alpha) | team.as_json()
+    figures |= {"settings": settings, "seen": seen, "out": str(out) if out else None}
     try:
         show(figures, json, lambda: "\n".join(_figures_in_words(team, figures)))
     finally:  # neither the figures nor the file is lost with the other
@@ -133,6 +134,8 @@ def _asked(team: Team, problems: list[Problem], how: Sampling, rule: str, batch:
     from muonlab.evaluate.gsm8k import evaluate
     from muonlab.evaluate.seen import in_words, problems_seen
 
+    for line in team.told:
+        say(line)
     seen = problems_seen((run.described for run in team.runs), problems)
     if warning := in_words(seen, len(problems), team.name):
         say(warning)
@@ -213,8 +216,8 @@ def lm_eval(
     from muonlab.data.writing import new_file, refuse_existing
     from muonlab.evaluate.harness import HarnessModel, run_tasks
 
-    for flag, number in (("--limit", limit), ("--batch", batch)):
-        positive(flag, number)
+    positive("--limit", limit)
+    positive("--batch", batch)
     if out is not None:
         refuse_existing(out)
     loaded = loading.load(run)
@@ -281,12 +284,6 @@ def compare(
 def accuracy_in_words(found: Accuracy, alpha: float) -> str:
     interval = f"{100 * (1 - alpha):g} % CI {100 * found.low:.1f} to {100 * found.high:.1f}"
     return f"{100 * found.value:.1f} % right ({found.correct} of {found.n}), {interval}"
-
-
-def _check_numbers(alpha: float, **numbers: int | None) -> None:
-    _level(alpha)
-    for flag, number in numbers.items():
-        positive(flag, number)
 
 
 def _level(alpha: float) -> None:

@@ -54,12 +54,16 @@ class Loading(Weights):
     device: Device = None
     threads: Threads = None
 
+    def how(self) -> dict[str, Any]:
+        """Raises InputError for a number of threads that is none."""
+        positive("--threads", self.threads)
+        return vars(self)
+
     def load(self, run: Path) -> LoadedRun:
         """Raises InputError for what cannot be loaded."""
         from muonlab.evaluate.loading import load_run
 
-        positive("--threads", self.threads)
-        return load_run(run, self.device, checkpoint=self.checkpoint, tokenizer=self.tokenizer, threads=self.threads)
+        return load_run(run, **self.how())
 
 
 @Parameter(name="*")

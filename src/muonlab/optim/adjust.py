@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,7 @@ from muonlab.names import choose
 from muonlab.optim.apply import Subtract
 from muonlab.optim.checks import check_range
 from muonlab.optim.rules import Stateless
-
-if TYPE_CHECKING:
-    from muonlab.optim.step import Scalar, Step
+from muonlab.optim.step import Scalar, Step
 
 FLOORS = ("matrix", "row", "none")
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from muonlab.names import choose
-
-if TYPE_CHECKING:
-    from muonlab.optim.step import Scalar, Step
+from muonlab.optim.step import Scalar, Step
 
 _TINY = 1e-12
 

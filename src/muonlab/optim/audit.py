@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +15,10 @@ from muonlab.optim import shadow
 from muonlab.optim.audit_report import AuditRow, doubts, summary, table
 from muonlab.optim.checks import check_whole
 from muonlab.optim.decay import CautiousDecay, ParamDecay, UpdateDecay
+from muonlab.optim.groups import Groups
 from muonlab.optim.plan import kind_of
 from muonlab.optim.shadow import MANTISSA
 from muonlab.optim.stacks import HALF, at, members_of
-
-if TYPE_CHECKING:
-    from muonlab.optim.groups import Groups
 
 _MATRICES = 4  # of a bank, whose singular values are looked at
 _LARGE = 1024  # the shorter side of a matrix whose singular values would take seconds
@@ -101,11 +99,11 @@ class Audit:
     def _begin(self, optimizer: Groups) -> None:
         self._skipped = optimizer.skipped
         chosen = self._chosen(optimizer)
-        self._before = {p: _weights(optimizer, p, group) for _, p, group, _ in _parameters(optimizer) if p in chosen}
+        self._before = {p: _weights(optimizer, p, group) for _, p, group, _ in optimizer.named() if p in chosen}
 
     def _chosen(self, optimizer: Groups) -> set[Tensor]:
         kinds: dict[Any, list[Tensor]] = {}
-        for name, p, group, _ in _parameters(optimizer):
+        for name, p, group, _ in optimizer.named():
             kinds.setdefault((kind_of(name), p.shape, id(group)), []).append(p)
         return {p for alike in kinds.values() for p in (alike if self._layers is None else _spread(alike, self._layers))}
 
@@ -122,7 +120,7 @@ class Audit:
         self.clipped = None if self.left_out else whole
         self.rows = [
             _row(optimizer, name, p, group, j, self._before[p], cut.get(p), self.left_out)
-            for name, p, group, j in _parameters(optimizer)
+            for name, p, group, j in optimizer.named()
             if p in self._before
         ]
 
@@ -156,13 +154,6 @@ def _weights(optimizer: Groups, p: Tensor, group: dict[str, Any]) -> Tensor:
             for place, one in zip(member.matrices(value), joined, strict=True):
                 place.copy_(one)
     return value
-
-
-def _parameters(optimizer: Groups) -> Iterable[tuple[str, Tensor, dict[str, Any], int]]:
-    for g, group in enumerate(optimizer.param_groups):
-        names = group.get("param_names", [f"group{g}.param{j}" for j in range(len(group["params"]))])
-        for j, (name, p) in enumerate(zip(names, group["params"], strict=True)):
-            yield name, p, group, j
 
 
 def _spread(alike: list[Any], count: int) -> list[Any]:

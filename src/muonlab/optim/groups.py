@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -173,6 +173,13 @@ class Groups(torch.optim.Optimizer):
 
     def _spec(self, p: Tensor) -> MatrixSpec:
         return self._about[p][0]
+
+    def named(self) -> Iterator[tuple[str, Tensor, dict[str, Any], int]]:
+        """Every parameter with its name, its group and its place there."""
+        for i, group in enumerate(self.param_groups):
+            names = group.get("param_names", [f"group{i}.param{j}" for j in range(len(group["params"]))])
+            for j, (name, p) in enumerate(zip(names, group["params"], strict=True)):
+                yield name, p, group, j
 
     def about(self, p: Tensor) -> tuple[MatrixSpec, str, str]:
         """How a parameter is stored, its role, and why."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +12,12 @@ from torch import Tensor
 from muonlab.optim.apply import CONSTRAINTS, constraint
 from muonlab.optim.checks import check_scalars
 from muonlab.optim.elementwise import SGD
+from muonlab.optim.groups import Groups
 from muonlab.optim.momentum import Momentum
 from muonlab.optim.routing import plain_name
 from muonlab.optim.shadow import MANTISSA
 from muonlab.optim.stacks import at, members_of, state_like
 from muonlab.optim.variants import variants
-
-if TYPE_CHECKING:
-    from muonlab.optim.groups import Groups
 
 _PER_PARAMETER = ("lr_mul", "wd_mul")  # group keys that may be lists with one value per parameter
 RATES_MOVED = (

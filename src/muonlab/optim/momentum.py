@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +11,7 @@ from torch import Tensor
 from muonlab.names import choose
 from muonlab.optim import arithmetic, scratch
 from muonlab.optim.rounding import round_stochastically
-
-if TYPE_CHECKING:
-    from muonlab.optim.step import Step
+from muonlab.optim.step import Step
 
 FORMS = ("ema", "heavy_ball")
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}

@@ -162,7 +162,7 @@ class Optimizer(Groups):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # what a pickle of before these were there lacks
         before = {"_stacks": None, "_idle": [], "_lives": [], "_left_out": state.pop("skipped", 0), "_missed": None}
-        before |= {"_members": [], "_built": True, "_in_a_row": 0, "_audit": None}
+        before |= {"_members": [], "_built": True}
         super().__setstate__(before | state)
         self.param_groups = [LiveGroup(group) for group in self.param_groups]
 

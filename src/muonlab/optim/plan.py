@@ -6,13 +6,10 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from muonlab.optim.groups import Groups
 from muonlab.optim.matrices import PLAIN
 from muonlab.optim.stacks import at, members_of
-
-if TYPE_CHECKING:
-    from muonlab.optim.groups import Groups
 
 
 def kind_of(name: str) -> str:
@@ -89,27 +86,25 @@ class Plan:
 def plan_of(optimizer: Groups) -> Plan:
     """From the groups as they are now."""
     rows = []
-    for i, group in enumerate(optimizer.param_groups):
+    for name, p, group, j in optimizer.named():
         rule = optimizer.rule_of(group)
-        names = group.get("param_names", [f"group{i}.param{j}" for j in range(len(group["params"]))])
-        for j, (name, p) in enumerate(zip(names, group["params"], strict=True)):
-            spec, role, why = optimizer.about(p)
-            lr = float(group["lr"]) * at(group["lr_mul"], j)
-            decay = lr * float(group["weight_decay"]) * at(group["wd_mul"], j)
-            for shape, member in members_of(p, j, rule, spec):
-                seen = "" if member.spec in (None, PLAIN) else f"{len(member.which)} × {shape[0]}×{shape[1]} ({spec})"
-                row = PlanRow(
-                    name + member.suffix,
-                    tuple(p.shape),
-                    role,
-                    why,
-                    rule.describe(),
-                    lr * rule.lr_factor(shape),
-                    decay,
-                    p.requires_grad,
-                    seen,
-                    group.get("rule", next(iter(optimizer.rules))).removeprefix("aux_"),
-                    len(member.which) * math.prod(shape),
-                )
-                rows.append(row)
+        spec, role, why = optimizer.about(p)
+        lr = float(group["lr"]) * at(group["lr_mul"], j)
+        decay = lr * float(group["weight_decay"]) * at(group["wd_mul"], j)
+        for shape, member in members_of(p, j, rule, spec):
+            seen = "" if member.spec in (None, PLAIN) else f"{len(member.which)} × {shape[0]}×{shape[1]} ({spec})"
+            row = PlanRow(
+                name + member.suffix,
+                tuple(p.shape),
+                role,
+                why,
+                rule.describe(),
+                lr * rule.lr_factor(shape),
+                decay,
+                p.requires_grad,
+                seen,
+                group.get("rule", next(iter(optimizer.rules))).removeprefix("aux_"),
+                len(member.which) * math.prod(shape),
+            )
+            rows.append(row)
     return Plan(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cache
 
 _MOST = 1024  # threads: a number beyond is a slip, and torch dies of it
 _LOOK = 0.2  # seconds: twenty of the kernel's ticks
@@ -14,9 +15,12 @@ def default_threads() -> int:
 
     On a core that is busy a thread makes all the others wait for it in every product.
     """
-    told = told_threads()
-    if told is not None:
-        return told
+    return told_threads() or _idle_cores()
+
+
+@cache
+def _idle_cores() -> int:
+    """Looked at once a process: runs that are asked together get the same number, and wait for one look."""
     cores = own_cores()
     return max(1, round(len(cores) - _busy(cores)))
 
